@@ -1,0 +1,63 @@
+"""The one interface of an engine: an observation in, an action chunk and a report out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_pruner_node.pruning.settings import PrunerSettings
+from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
+
+Progress = Callable[[str, float], None]
+"""Called with what is going on and how far it is, 0..1."""
+
+
+class Engine(ABC):
+    """One policy session on one device. Not thread-safe: one caller at a time."""
+
+    @abstractmethod
+    def step(
+        self, inputs: PolicyInput, noise: NDArray[np.float64] | None = None
+    ) -> tuple[FloatArray, StepReport]:
+        """Run one policy query.
+
+        Args:
+            inputs: Decoded images and state in the policy's units.
+            noise: Initial noise of the flow, [horizon, model action_dim]; None draws it from
+                the engine's own generator. Give the same noise to compare methods in pairs.
+
+        Returns:
+            Unnormalised actions in the policy's units, [horizon, action_dim of the
+            statistics] (deltas not resolved: the layout does that), and the report.
+
+        Raises:
+            ConfigError: The input does not fit the checkpoint (state size, no image, empty
+                prompt, prompt too long).
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Begin a new episode: the next step is a keyframe, the query count restarts."""
+
+    @abstractmethod
+    def set_pruner(self, settings: PrunerSettings) -> None:
+        """Change the method between episodes; begins a new session.
+
+        Raises:
+            ConfigError: The settings do not fit the model.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """Which path runs, in a few words: ``eager cpu float32, 1 thread``."""
+
+    @abstractmethod
+    def warm_up(self, progress: Progress) -> None:
+        """Run every path once so that the first real step is no slower than the others.
+
+        Args:
+            progress: Told what is being warmed.
+        """
