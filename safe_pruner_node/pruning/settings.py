@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.resources import resource
 
 METHODS = ("vanilla", "safe", "fastv", "random")
-QUERY_ROWS = ("text", "action_probe")
+QUERY_ROWS = ("text", "last_text", "action_probe")
 SOFTMAX_OVER = ("visual", "all")
 DENOISE_STEPS = ("mean", "first", "last")
 DIVISIONS = ("adaptive", "fixed")
@@ -37,8 +38,9 @@ class PrunerSettings:
         gamma: A step whose kappa (Eq. 6) is below this is a keyframe. Above 1 every step is
             one, -1 leaves only the first.
         deep: Expert layers whose saliency is forecast; negative counts from the last.
-        query_rows: Rows that vote early: ``text`` (VLM text rows of layer ls-1) or
-            ``action_probe`` (action rows of expert layer ls-1 in denoise step 1).
+        query_rows: Rows that vote early: ``text`` (VLM text rows of layer ls-1), ``last_text``
+            (only the last of them, as FastV) or ``action_probe`` (action rows of expert layer
+            ls-1 in denoise step 1).
         match_within_camera: Match a token only with reference tokens of its own camera.
         camera_floor: Tokens every camera keeps at least, inside the fixed total.
         max_age: Queries after which the reference is renewed anyway; None is never.
@@ -179,18 +181,6 @@ _YAML_KEYS = {
 }
 
 
-def find_presets() -> Path:
-    """The shipped ``config/pruners.yaml``: in the source tree, else in the install's share."""
-    for parent in Path(__file__).resolve().parents:
-        for candidate in (
-            parent / "config" / "pruners.yaml",
-            parent / "share" / "safe_pruner_node" / "config" / "pruners.yaml",
-        ):
-            if candidate.is_file():
-                return candidate
-    raise ConfigError(PRESETS_FILE, "", "nothing", "the presets file shipped with this package")
-
-
 def load_preset(path: str | Path | None, name: str, rho: float | None = None) -> PrunerSettings:
     """Read one preset.
 
@@ -205,7 +195,7 @@ def load_preset(path: str | Path | None, name: str, rho: float | None = None) ->
     Raises:
         ConfigError: Unreadable file, unknown preset or key, value of a wrong type or range.
     """
-    file = find_presets() if path is None else Path(path)
+    file = resource(PRESETS_FILE) if path is None else Path(path)
     presets = _read_presets(file)
     if name not in presets:
         raise ConfigError(file, "pruner", name, "one of " + ", ".join(sorted(presets)))

@@ -1,0 +1,146 @@
+"""What a pruner is asked and what it answers.
+
+A pruner is one session's memory and judgement. The engine shows it the scene before the first
+VLM layer, then the attention rows of layer ls-1, and gets back which visual tokens go on.
+
+Shapes: N_vis valid visual tokens (all cameras, prefix order), D VLM width, h query heads,
+g key heads, R query rows, d head_dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from safe_pruner_node.pruning.settings import PrunerSettings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a keyframe was taken for; another context makes it worthless.
+
+    Attributes:
+        prompt: The task in words, without the state.
+        cameras: (name, visual tokens) in prefix order.
+        resolution: (height, width) of each camera's image as it came in.
+        checkpoint: Identity of the weights.
+    """
+
+    prompt: str
+    cameras: tuple[tuple[str, int], ...]
+    resolution: tuple[tuple[int, int], ...]
+    checkpoint: str
+
+    def difference(self, other: Context) -> str:
+        """The first attribute in which two contexts differ, empty when they are equal."""
+        for name in ("prompt", "cameras", "resolution", "checkpoint"):
+            if getattr(self, name) != getattr(other, name):
+                return name
+        return ""
+
+    @property
+    def camera_slices(self) -> tuple[slice, ...]:
+        """Each camera's range of visual token indices."""
+        slices, start = [], 0
+        for _, tokens in self.cameras:
+            slices.append(slice(start, start + tokens))
+            start += tokens
+        return tuple(slices)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known before the first VLM layer.
+
+    Attributes:
+        z: Projector outputs, [N_vis, D].
+        context: What they belong to.
+    """
+
+    z: Tensor
+    context: Context
+
+
+@dataclass(frozen=True)
+class EarlyView:
+    """What is known at the pruning layer.
+
+    Attributes:
+        scene: The same scene that `Pruner.begin` saw.
+        query: Rows that vote, after RoPE, [h, R, d].
+        keys: Keys they vote on, after RoPE, [g, M, d]; the first N_vis are the visual ones.
+    """
+
+    scene: Scene
+    query: Tensor
+    keys: Tensor
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to the visual tokens of one step.
+
+    Attributes:
+        keep: Visual tokens that go on, ascending indices [K] int64; None keeps all.
+        keyframe: True when the reference is renewed (every token goes on).
+        reason: Why a keyframe (``first``, ``prompt``, ``cameras``, ``resolution``,
+            ``checkpoint``, ``age``, ``interval``, ``kappa``), else empty.
+        kappa: Eq. 6; NaN without a reference to compare with.
+        capture_deep: True when the engine is to measure the deep saliency of this step and
+            hand it to `Pruner.observe`.
+    """
+
+    keep: Tensor | None = None
+    keyframe: bool = False
+    reason: str = ""
+    kappa: float = float("nan")
+    capture_deep: bool = False
+
+
+class Pruner(ABC):
+    """One pruning method in one session.
+
+    The engine calls, per policy query: `begin`, then `decide`, then after the actions of a
+    keyframe `observe`. Two sessions are two instances; nothing is shared.
+    """
+
+    def __init__(self, settings: PrunerSettings, depth: int) -> None:
+        """Check the settings against a model with `depth` layers.
+
+        Raises:
+            ConfigError: They do not fit.
+        """
+        settings.check_depth(depth)
+        self.settings = settings
+        self.deep_layers = settings.deep_layers(depth)
+
+    @property
+    def layer(self) -> int | None:
+        """``ls``: the VLM layers that see every token; None never prunes."""
+        return self.settings.layer
+
+    def begin(self, scene: Scene) -> None:
+        """See the scene before the first VLM layer.
+
+        Raises:
+            ConfigError: The camera floors do not fit the cameras that are there.
+        """
+        self.settings.check_tokens(dict(scene.context.cameras))
+
+    @abstractmethod
+    def decide(self, early: EarlyView) -> Decision:
+        """Choose the visual tokens that go on from the pruning layer."""
+
+    def observe(self, early: EarlyView, deep: Tensor | None) -> None:  # noqa: B027 - optional
+        """Learn from a keyframe, after its actions.
+
+        Args:
+            early: What `decide` saw.
+            deep: Deep saliency, one row per layer of `deep_layers`, [n_deep, N_vis]; None
+                when `Decision.capture_deep` was False.
+        """
+
+    def reset(self) -> None:  # noqa: B027 - most methods remember nothing
+        """Forget the episode."""

@@ -1,0 +1,36 @@
+"""Which reference token each current token corresponds to (paper, section 3.3, algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """L2-normalise each token embedding, in fp32: [N, D] to [N, D]."""
+    return normalize(z.float(), dim=-1)
+
+
+def match(current: Tensor, reference: Tensor, cameras: Sequence[slice] | None = None) -> Tensor:
+    """Nearest reference token of every current token by cosine similarity.
+
+    Many current tokens may share one reference token; ties go to the lowest index.
+
+    Args:
+        current: Unit rows, [N, D].
+        reference: Unit rows of the keyframe, [N, D].
+        cameras: Token ranges that may only be matched with themselves, covering 0..N in
+            order; None matches over all tokens.
+
+    Returns:
+        pi: index into the reference for every current token, [N] int64.
+    """
+    if cameras is None:
+        return (current @ reference.T).argmax(-1)
+    within = [
+        (current[camera] @ reference[camera].T).argmax(-1) + camera.start for camera in cameras
+    ]
+    return torch.cat(within)
