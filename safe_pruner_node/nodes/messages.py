@@ -1,0 +1,45 @@
+"""ROS message types and QoS profiles from the robot's description."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.robot.config import CameraConfig, QosProfile
+
+
+def qos_profile(config: QosProfile) -> QoSProfile:
+    """The rclpy profile of a configured reliability and depth; always volatile, keep last."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=config.depth,
+        reliability=ReliabilityPolicy[config.reliability.upper()],
+        durability=DurabilityPolicy.VOLATILE,
+    )
+
+
+def camera_message_type(camera: CameraConfig) -> Any:  # noqa: ANN401 - a generated class
+    """``sensor_msgs`` class of a camera's topic."""
+    import sensor_msgs.msg  # noqa: PLC0415 - generated, slow to import
+
+    return getattr(sensor_msgs.msg, camera.type)
+
+
+def require_messages() -> None:
+    """Check that the message packages are there before anything is created from them.
+
+    Raises:
+        ConfigError: Names the package that cannot be imported and how to get it.
+    """
+    for package in ("astribot_msgs", "safe_pruner_msgs"):
+        try:
+            __import__(f"{package}.msg")
+        except ImportError as error:
+            raise ConfigError(
+                "message package",
+                package,
+                f"not importable ({error})",
+                "the robot vendor's workspace or ros2_ws/install sourced",
+            ) from None
