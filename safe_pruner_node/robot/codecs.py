@@ -14,7 +14,8 @@ from safe_pruner_node.types import CameraFrame, FloatArray, RgbImage
 MODE_POSITION = 1
 """``RobotJointController.mode`` for N position values (vendor's message definition)."""
 
-_COMPRESSED = {"jpeg", "png"}
+_FILE_END = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
+"""Last bytes of a whole file; without them OpenCV decodes a truncated one half grey."""
 _CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 _TO_RGB = {
     "bgr8": cv2.COLOR_BGR2RGB,
@@ -48,14 +49,23 @@ def joint_state_to_array(msg: Any, part: PartConfig) -> FloatArray:  # noqa: ANN
     positions = np.asarray(msg.position, dtype=np.float64)
     if positions.shape != (part.dof,):
         raise MessageError(source, "position", f"{positions.size} values", f"{part.dof}")
-    names = list(msg.name)
-    if names:
-        if sorted(names) != sorted(part.joint_names):
-            raise MessageError(source, "name", ", ".join(names), ", ".join(part.joint_names))
-        positions = positions[[names.index(name) for name in part.joint_names]]
     if not np.all(np.isfinite(positions)):
         raise MessageError(source, "position", positions.tolist(), "finite numbers")
+    names = list(msg.name)
+    if names:
+        positions = positions[_order(source, names, part.joint_names)]
     return positions + part.joint_offsets
+
+
+def _order(source: str, names: list[str], joint_names: tuple[str, ...]) -> list[int]:
+    """Where each of the part's joints is in a message."""
+    for name in names:
+        if name not in joint_names:
+            raise MessageError(source, "name", repr(name), f"one of {', '.join(joint_names)}")
+    for name in joint_names:
+        if names.count(name) != 1:
+            raise MessageError(source, "name", f"{name!r} {names.count(name)} times", "once")
+    return [names.index(name) for name in joint_names]
 
 
 def fill_command(
@@ -88,31 +98,37 @@ def fill_command(
     return msg
 
 
-def frame_from_message(msg: Any, received_ns: int) -> CameraFrame:  # noqa: ANN401 - duck typed
+def frame_from_message(msg: Any, received_ns: int, source: str = "image") -> CameraFrame:  # noqa: ANN401 - duck typed
     """Bytes and stamps of a ``CompressedImage`` or an ``Image``, not decoded.
 
     Args:
-        msg: The message; ``format`` tells a ``CompressedImage``.
+        msg: The message; a ``CompressedImage`` is the one with a ``format``.
         received_ns: Steady clock at reception, nanoseconds.
+        source: What errors call the message, such as its topic.
 
     Raises:
         MessageError: A compressed format that is neither JPEG nor PNG.
     """
     stamp_ns = msg.header.stamp.sec * 1_000_000_000 + msg.header.stamp.nanosec
+    data = bytes(msg.data)
     if not hasattr(msg, "format"):
         return CameraFrame(
-            bytes(msg.data), msg.encoding, msg.height, msg.width, msg.step, stamp_ns, received_ns
+            data, msg.encoding, msg.height, msg.width, msg.step, stamp_ns, received_ns
         )
     # "jpeg", or image_transport's "rgb8; jpeg compressed bgr8"; some drivers write "jpg".
     text = msg.format.lower().replace("jpg", "jpeg")
-    encoding = next((name for name in sorted(_COMPRESSED) if name in text), None)
+    encoding = next((name for name in _FILE_END if name in text), None)
     if encoding is None:
-        raise MessageError("compressed image", "format", repr(msg.format), "jpeg or png")
-    return CameraFrame(bytes(msg.data), encoding, 0, 0, 0, stamp_ns, received_ns)
+        raise MessageError(source, "format", repr(msg.format), "jpeg or png")
+    return CameraFrame(data, encoding, 0, 0, 0, stamp_ns, received_ns)
 
 
-def image_to_rgb(frame: CameraFrame) -> RgbImage:
+def image_to_rgb(frame: CameraFrame, source: str = "image") -> RgbImage:
     """Decodes a frame.
+
+    Args:
+        frame: Compressed or raw.
+        source: What errors call the frame, such as its camera.
 
     Returns:
         [height, width, 3], RGB.
@@ -120,31 +136,36 @@ def image_to_rgb(frame: CameraFrame) -> RgbImage:
     Raises:
         MessageError: Unknown encoding, truncated payload, or bytes that do not decode.
     """
-    if frame.encoding in _COMPRESSED:
-        return _decode_compressed(frame)
+    if frame.encoding in _FILE_END:
+        return _decode_compressed(frame, source)
     if frame.encoding not in _CHANNELS:
-        expected = ", ".join([*sorted(_COMPRESSED), *_CHANNELS])
-        raise MessageError("image", "encoding", repr(frame.encoding), f"one of {expected}")
+        expected = f"one of {', '.join([*_FILE_END, *_CHANNELS])}"
+        raise MessageError(source, "encoding", repr(frame.encoding), expected)
     channels = _CHANNELS[frame.encoding]
     row_pixels = frame.width * channels
     if frame.row_bytes < row_pixels:
-        raise MessageError("image", "step", frame.row_bytes, f"at least {row_pixels}")
-    if len(frame.data) < frame.row_bytes * frame.height or not row_pixels * frame.height:
-        expected = f"{frame.row_bytes * frame.height} for {frame.width}x{frame.height}"
-        raise MessageError("image", "data", f"{len(frame.data)} bytes", expected)
-    rows = np.frombuffer(frame.data, np.uint8, frame.row_bytes * frame.height)
-    rows = rows.reshape(frame.height, frame.row_bytes)[:, :row_pixels]  # rows may be padded
-    pixels = np.ascontiguousarray(rows).reshape(frame.height, frame.width, channels)
+        raise MessageError(source, "step", frame.row_bytes, f"at least {row_pixels}")
+    size = frame.row_bytes * frame.height
+    if len(frame.data) != size or size == 0:
+        expected = f"{size} for {frame.width}x{frame.height}, and not an empty image"
+        raise MessageError(source, "data", f"{len(frame.data)} bytes", expected)
+    rows = np.frombuffer(frame.data, np.uint8).reshape(frame.height, frame.row_bytes)
+    # A driver may pad its rows.
+    pixels = np.ascontiguousarray(rows[:, :row_pixels])
+    pixels = pixels.reshape(frame.height, frame.width, channels)
     if frame.encoding == "rgb8":
         return pixels
     return np.asarray(cv2.cvtColor(pixels, _TO_RGB[frame.encoding]), dtype=np.uint8)
 
 
-def _decode_compressed(frame: CameraFrame) -> RgbImage:
-    payload = np.frombuffer(frame.data, np.uint8)
-    bgr = cv2.imdecode(payload, cv2.IMREAD_COLOR) if payload.size else None
+def _decode_compressed(frame: CameraFrame, source: str) -> RgbImage:
+    bgr = None
+    # Some cameras pad the payload with zeros.
+    if frame.data.rstrip(b"\0").endswith(_FILE_END[frame.encoding]):
+        payload = np.frombuffer(frame.data, np.uint8)
+        # An EXIF rotation would change the resolution: pixels as the sensor has them.
+        bgr = cv2.imdecode(payload, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
-        raise MessageError(
-            "compressed image", "data", f"{payload.size} bytes", f"a whole {frame.encoding} file"
-        )
+        found = f"{len(frame.data)} bytes that do not decode"
+        raise MessageError(source, "data", found, f"a whole {frame.encoding} file")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)

@@ -29,16 +29,18 @@ _LONGEST_VALUE = 80
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader for which a key given twice is an error, as the YAML standard says."""
+    """A safe loader for which every key is text and given once, as the YAML standard asks."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} a second time", key_node.start_mark
-                )
-            seen.add(key_node.value)
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                problem = "a key that is not text" if key.tag != "tag:yaml.org,2002:str" else None
+                if problem is None and key.value in seen:
+                    problem = f"key {key.value!r} a second time"
+                if problem is not None:
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -61,14 +63,20 @@ def load_yaml(path: Path, schema: type[T]) -> T:
         data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - derived from SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(path, line, error.problem, "valid YAML, each key once") from None
+        raise ConfigError(
+            path, line, error.problem, "valid YAML, every key text and given once"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(path, "", error, "valid YAML") from None
     if not isinstance(data, dict):
         raise ConfigError(path, "", shown(data), "a mapping of keys to values")
     try:
-        # By way of JSON: there strict still reads a list as a tuple and a string as a path.
-        return TypeAdapter(schema).validate_json(json.dumps(data, default=str), strict=True)
+        # By way of JSON: there strict still reads a list as a tuple.
+        as_json = json.dumps(data, default=str)
+    except ValueError as error:
+        raise ConfigError(path, "", error, "YAML without an alias to itself") from None
+    try:
+        return TypeAdapter(schema).validate_json(as_json, strict=True)
     except ValidationError as error:
         # A misspelt key is unknown and missing at once: the unknown one is what to mend.
         errors = sorted(error.errors(), key=lambda item: item["type"] not in _UNKNOWN_KEY)
