@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from safe_pruner_node.control.clock import Clock, SteadyClock
 from safe_pruner_node.types import FloatArray
@@ -30,6 +29,7 @@ class LoopStatistics:
         period_p50_ms: Median of the actual periods; NaN before the second tick.
         period_p99_ms: 99th percentile.
         period_max_ms: Longest period.
+        jitter_p99_ms: 99th percentile of |period - nominal period|.
         realtime: True when the thread runs under SCHED_FIFO.
     """
 
@@ -40,6 +40,7 @@ class LoopStatistics:
     period_p50_ms: float
     period_p99_ms: float
     period_max_ms: float
+    jitter_p99_ms: float
     realtime: bool
 
 
@@ -85,7 +86,10 @@ class ControlLoop(ABC):
     def statistics(self) -> LoopStatistics:
         """Statistics so far; the percentiles are computed here, on the caller's thread."""
         periods_ms = 1e3 * self.periods()
-        p50, p99 = np.percentile(periods_ms, [50, 99]) if periods_ms.size else (np.nan, np.nan)
+        if not periods_ms.size:
+            periods_ms = np.array([np.nan])
+        p50, p99 = np.percentile(periods_ms, [50, 99])
+        jitter_ms = np.abs(periods_ms - 1e3 * self.period_s)
         first, last = self._first_s, self._last_s
         expected = 0 if first is None or last is None else 1 + round((last - first) / self.period_s)
         return LoopStatistics(
@@ -95,16 +99,21 @@ class ControlLoop(ABC):
             errors=self._errors,
             period_p50_ms=float(p50),
             period_p99_ms=float(p99),
-            period_max_ms=1e3 * self._max_period_s if periods_ms.size else float("nan"),
+            period_max_ms=1e3 * self._max_period_s if self._ticks > 1 else float("nan"),
+            jitter_p99_ms=float(np.percentile(jitter_ms, 99)),
             realtime=self.realtime,
         )
 
-    def periods(self) -> NDArray[np.float64]:
-        """Actual periods of the last ticks, oldest first, seconds, [n]."""
+    def periods(self, after: int = 0) -> FloatArray:
+        """Actual periods, oldest first, seconds, [n].
+
+        Args:
+            after: Leave out what a caller has: the periods up to this tick number. Pass the
+                ``ticks`` of the last statistics to get those since.
+        """
         count = max(0, self._ticks - 1)
-        if count <= _RING:
-            return self._periods[:count].copy()
-        return self._periods[(np.arange(_RING) + count) % _RING]
+        first = max(0, after - 1, count - _RING)
+        return np.array(self._periods[np.arange(first, count) % _RING], dtype=np.float64)
 
     def _run_tick(self, now_s: float) -> None:
         if self._last_s is None:

@@ -23,6 +23,7 @@ class ControlSettings:
         max_state_age_s: Joint states older than this end POLICY, seconds.
         starvation_timeout_s: How long POLICY rests at the end of its last chunk, waiting for
             the next, before it becomes HOLD, seconds.
+        first_chunk_timeout_s: How long a start waits for its first chunk, seconds.
         max_clock_jump_s: A gap between two ticks above this, or any step back, ends POLICY.
         max_bad_chunks: Malformed or non-finite chunks in a row that end POLICY.
         auto_resume: Take up POLICY again by itself after a lost worker, stale joint states or
@@ -37,12 +38,13 @@ class ControlSettings:
     blend_s: float = 0.1
     max_state_age_s: float = 0.1
     starvation_timeout_s: float = 2.0
+    first_chunk_timeout_s: float = 10.0
     max_clock_jump_s: float = 0.5
     max_bad_chunks: int = 3
     auto_resume: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dt_s", "max_state_age_s", "max_clock_jump_s"):
+        for name in ("dt_s", "max_state_age_s", "first_chunk_timeout_s", "max_clock_jump_s"):
             value = getattr(self, name)
             if not (np.isfinite(value) and value > 0.0):
                 raise ConfigError("control", name, value, "a positive finite number")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,9 +35,13 @@ class ControlCounters:
     dropped_chunks: int = 0
     dropped_states: int = 0
     solver_errors: int = 0
-    worker_downtime_s: float = field(default=0.0)
+    worker_downtime_s: float = 0.0
 
     @classmethod
     def zero(cls, dof: int) -> ControlCounters:
         """Counters at the beginning."""
         return cls(max_joint_step=np.zeros(dof))
+
+    def copy(self) -> ControlCounters:
+        """These counters as they are now."""
+        return replace(self, max_joint_step=self.max_joint_step.copy())

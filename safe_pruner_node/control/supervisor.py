@@ -16,7 +16,10 @@ from safe_pruner_node.control.tracker import Command, LimitedTracker
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.types import ActionChunk, FloatArray
 
+__all__ = ["ControlOutput", "ControlSettings", "ControlSupervisor", "Mode", "Outcome"]
+
 _WAITING = "waiting for the first chunk"
+_WORKER_LOST = "worker lost"
 
 
 class Mode(Enum):
@@ -28,7 +31,7 @@ class Mode(Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """Answer to a request.
 
     Attributes:
@@ -58,6 +61,7 @@ class ControlOutput:
             velocity limit allows; at most 1.
         epoch: Epoch that policy queries must carry.
         chunk_time_s: ``time_s`` of the newest chunk that this command follows; None in HOLD.
+        counters: Totals, a copy.
     """
 
     position: FloatArray | None
@@ -71,6 +75,7 @@ class ControlOutput:
     max_step: float
     epoch: int
     chunk_time_s: float | None
+    counters: ControlCounters
 
 
 class ControlSupervisor:
@@ -107,6 +112,8 @@ class ControlSupervisor:
         self._measured: FloatArray | None = None
         self._measured_s = 0.0
         self._has_command = False
+        self._armed_s = 0.0
+        self._remaining = 0
         self._bad_chunks = 0
         self._last_tick_s: float | None = None
 
@@ -121,16 +128,20 @@ class ControlSupervisor:
         return self._buffer.epoch
 
     @property
-    def wants_chunks(self) -> bool:
+    def wants_chunk(self) -> bool:
         """True while a policy query makes sense: armed or in POLICY."""
         return self._armed or self._mode is Mode.POLICY
+
+    @property
+    def remaining_actions(self) -> int:
+        """Actions of the newest chunk not yet played at the last tick."""
+        return self._remaining
 
     @property
     def counters(self) -> ControlCounters:
         """Counters so far, a copy."""
         with self._lock:
-            errors, step = self._tracker.solver_errors, self._counters.max_joint_step.copy()
-            return replace(self._counters, solver_errors=errors, max_joint_step=step)
+            return self._counters.copy()
 
     def reset(self) -> None:
         """Forget the command and the measured state: the next one measured is where it starts.
@@ -145,7 +156,7 @@ class ControlSupervisor:
                 self._hold("not started")
 
     def on_state(self, position: FloatArray, now_s: float) -> None:
-        """Take measured joints; the first ones become the command.
+        """Take measured joints; the first fresh ones become the command at the next tick.
 
         Args:
             position: Layout order, robot units, [dof].
@@ -157,12 +168,8 @@ class ControlSupervisor:
                 self._counters.dropped_states += 1
                 return
             self._measured, self._measured_s = measured, now_s
-            if not self._has_command:
-                self._tracker.reset(measured)
-                self._has_command = True
-            self._resume_if_possible(now_s)
 
-    def start(self, now_s: float) -> Verdict:
+    def start(self, now_s: float) -> Outcome:
         """Hand the joints to the policy, from its first accepted chunk on.
 
         Args:
@@ -170,14 +177,14 @@ class ControlSupervisor:
         """
         with self._lock:
             if self._mode is Mode.ESTOP:
-                return Verdict(False, f"emergency stop is latched: {self._reason}")
+                return Outcome(False, f"emergency stop is latched: {self._reason}")
             if self._armed or self._mode is Mode.POLICY:
-                return Verdict(True, "already started")
+                return Outcome(True, "already started")
             obstacle = self._obstacle(now_s)
             if obstacle:
-                return Verdict(False, obstacle)
-            self._arm()
-            return Verdict(True, _WAITING)
+                return Outcome(False, obstacle)
+            self._arm(now_s)
+            return Outcome(True, _WAITING)
 
     def stop(self, reason: str) -> None:
         """Take the joints back from the policy: brake, then hold."""
@@ -193,16 +200,16 @@ class ControlSupervisor:
             self._hold(reason)
             self._mode = Mode.ESTOP
 
-    def clear_emergency_stop(self) -> Verdict:
+    def clear_emergency_stop(self) -> Outcome:
         """Leave ESTOP for HOLD; nothing moves until ``start``."""
         with self._lock:
             if self._mode is not Mode.ESTOP:
-                return Verdict(False, "no emergency stop is latched")
+                return Outcome(False, "no emergency stop is latched")
             self._mode = Mode.HOLD
             self._hold("emergency stop cleared")
-            return Verdict(True, "cleared")
+            return Outcome(True, "cleared")
 
-    def on_chunk(self, chunk: ActionChunk, now_s: float) -> Verdict:
+    def on_chunk(self, chunk: ActionChunk, now_s: float) -> Outcome:
         """Accept a policy chunk, or drop it whole.
 
         The first one of a run is compared with the measured joints; if it begins too far from
@@ -216,14 +223,14 @@ class ControlSupervisor:
             refusal = self._refusal(chunk, now_s)
             if refusal:
                 self._counters.dropped_chunks += 1
-                return Verdict(False, refusal)
+                return Outcome(False, refusal)
             self._bad_chunks = 0
             self._counters.accepted_chunks += 1
             self._buffer.add(chunk, now_s)
             if self._armed:
                 self._armed, self._mode = False, Mode.POLICY
             self._reason = ""
-            return Verdict(True, "accepted")
+            return Outcome(True, "accepted")
 
     def on_worker_lost(self, now_s: float) -> None:
         """The policy worker died or hangs: brake and hold.
@@ -236,7 +243,7 @@ class ControlSupervisor:
                 self._worker_lost_s = now_s
             self._worker_ready = False
             if self._mode is not Mode.ESTOP:
-                self._fault("worker lost")
+                self._fault(_WORKER_LOST)
 
     def on_worker_ready(self, now_s: float) -> None:
         """A policy worker, the first one or a new one, can be asked for chunks.
@@ -249,6 +256,8 @@ class ControlSupervisor:
             if self._worker_lost_s is not None:
                 self._counters.worker_downtime_s += max(0.0, now_s - self._worker_lost_s)
                 self._worker_lost_s = None
+            if self._mode is Mode.HOLD and self._reason == _WORKER_LOST:
+                self._reason = "worker was lost, is ready again"
             self._resume_if_possible(now_s)
 
     def tick(self, now_s: float) -> ControlOutput:
@@ -260,43 +269,46 @@ class ControlSupervisor:
         with self._lock:
             self._counters.ticks += 1
             self._check_clock(now_s)
-            if not self._has_command:
-                return self._output(None, starved=False, remaining=0, max_step=0.0)
-            self._check_state_age(now_s)
+            self._remaining = 0
+            if not self._anchor(now_s):
+                return self._output(None, starved=False, max_step=0.0)
+            self._check_waiting(now_s)
             before = self._tracker.position
-            command, starved, remaining = self._command(now_s)
+            command, starved = self._command(now_s)
             step = np.abs(command.position - before)
             counters = self._counters
             counters.max_joint_step = np.maximum(counters.max_joint_step, step)
             counters.starved_ticks += starved
             counters.clamped_ticks += command.clamped
-            allowed = self._limits.max_velocity * self._settings.dt_s
-            max_step = float(np.max(step / allowed))
-            return self._output(command, starved=starved, remaining=remaining, max_step=max_step)
+            counters.solver_errors = self._tracker.solver_errors
+            max_step = float(np.max(step / (self._limits.max_velocity * self._settings.dt_s)))
+            return self._output(command, starved=starved, max_step=max_step)
 
     # everything below is called with the lock held
 
-    def _command(self, now_s: float) -> tuple[Command, bool, int]:
-        """Command of this tick, whether it starves, and the actions left."""
-        if self._mode is not Mode.POLICY:
-            return self._tracker.brake(hard=self._mode is Mode.ESTOP), False, 0
-        sample = self._buffer.sample(now_s)
+    def _anchor(self, now_s: float) -> bool:
+        """Begin the command at the measured joints; False while there are no fresh ones."""
+        if not self._has_command and self._measured is not None:
+            self._has_command = not self._state_obstacle(now_s)
+            if self._has_command:
+                self._tracker.reset(self._measured)
+        return self._has_command
+
+    def _command(self, now_s: float) -> tuple[Command, bool]:
+        """Command of this tick, and whether it starves."""
         newest = self._buffer.newest
-        if sample is None or newest is None:
-            self._fault("starved")
-            return self._tracker.brake(), False, 0
+        sample = self._buffer.sample(now_s)
+        if self._mode is not Mode.POLICY or newest is None or sample is None:
+            return self._tracker.brake(hard=self._mode is Mode.ESTOP), False
         if not sample.starved:
-            self._reason = ""
-            return self._tracker.track(sample.position, sample.velocity), False, sample.remaining
+            self._reason, self._remaining = "", sample.remaining
+            return self._tracker.track(sample.position, sample.velocity), False
         self._reason = "starved"
         if now_s - newest.end_s > self._settings.starvation_timeout_s:
             self._fault("starved")
-            self._resume_if_possible(now_s)
-        return self._tracker.brake(), True, 0
+        return self._tracker.brake(), True
 
-    def _output(
-        self, command: Command | None, *, starved: bool, remaining: int, max_step: float
-    ) -> ControlOutput:
+    def _output(self, command: Command | None, *, starved: bool, max_step: float) -> ControlOutput:
         newest = self._buffer.newest if self._mode is Mode.POLICY else None
         return ControlOutput(
             position=None if command is None else command.position,
@@ -306,10 +318,11 @@ class ControlSupervisor:
             hold_reason=self._reason,
             starved=starved,
             clamped=False if command is None else command.clamped,
-            remaining_actions=remaining,
+            remaining_actions=self._remaining,
             max_step=max_step,
             epoch=self._buffer.epoch,
             chunk_time_s=None if newest is None else newest.time_s,
+            counters=self._counters.copy(),
         )
 
     def _refusal(self, chunk: ActionChunk, now_s: float) -> str:
@@ -351,7 +364,7 @@ class ControlSupervisor:
         if self._measured is None:
             return "no measured joint state"
         age_s = now_s - self._measured_s
-        if age_s > self._settings.max_state_age_s:
+        if abs(age_s) > self._settings.max_state_age_s:  # below 0: from before a clock jump
             return f"joint states stale ({age_s:.3f} s)"
         return ""
 
@@ -363,12 +376,14 @@ class ControlSupervisor:
         if stale or self._measured is None:
             return stale
         inside = np.clip(self._measured, self._limits.min_position, self._limits.max_position)
+        held = self._tracker.position if self._has_command else self._measured
         return self._too_far("limit", inside, self._measured) or self._too_far(
-            "command held", self._tracker.position, self._measured
+            "command held", held, self._measured
         )
 
-    def _arm(self) -> None:
+    def _arm(self, now_s: float) -> None:
         self._buffer.bump_epoch()
+        self._armed_s = now_s
         self._armed, self._resume, self._bad_chunks = True, False, 0
         self._reason = _WAITING
 
@@ -388,7 +403,7 @@ class ControlSupervisor:
 
     def _resume_if_possible(self, now_s: float) -> None:
         if self._resume and self._mode is Mode.HOLD and not self._obstacle(now_s):
-            self._arm()
+            self._arm(now_s)
 
     def _check_clock(self, now_s: float) -> None:
         last_s, self._last_tick_s = self._last_tick_s, now_s
@@ -401,8 +416,12 @@ class ControlSupervisor:
         if self._mode is not Mode.ESTOP:
             self._hold(f"clock jumped by {gap_s:.3f} s")
 
-    def _check_state_age(self, now_s: float) -> None:
+    def _check_waiting(self, now_s: float) -> None:
+        """End what has waited too long, for joint states or for a chunk; resume what may."""
         if self._armed or self._mode is Mode.POLICY:
             stale = self._state_obstacle(now_s)
             if stale:
                 self._fault(stale)
+        if self._armed and now_s - self._armed_s > self._settings.first_chunk_timeout_s:
+            self._hold(f"no chunk within {self._settings.first_chunk_timeout_s:g} s of the start")
+        self._resume_if_possible(now_s)

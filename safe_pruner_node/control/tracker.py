@@ -81,7 +81,7 @@ class LimitedTracker:
     @property
     def position(self) -> FloatArray:
         """Last commanded position, [dof]."""
-        return self._state.position.copy()
+        return np.array(self._state.position, dtype=np.float64)
 
     @property
     def at_rest(self) -> bool:
