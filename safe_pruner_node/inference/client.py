@@ -35,6 +35,7 @@ from safe_pruner_node.inference.events import (
     WorkerStepFailed,
 )
 from safe_pruner_node.inference.protocol import (
+    HANG_SIGNAL,
     MESSAGE_BYTES_MAX,
     Dying,
     Failed,
@@ -84,6 +85,7 @@ class _Child:
 class _Loss:
     reason: str
     out_of_memory: bool = False
+    hung: bool = False
 
 
 class _ConfigurationRefused(Exception):  # noqa: N818 - an outcome, not an error
@@ -302,6 +304,8 @@ class WorkerClient:
     # --- the client's thread ------------------------------------------------------------------
 
     def _supervise(self) -> None:
+        # Inherited by the worker, also while it still imports: Ctrl-C is the parent's to handle.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while not self._stopping:
             loss, exit_code = self._run_one()
             if loss is None:
@@ -333,7 +337,9 @@ class WorkerClient:
             with self._lock:
                 self._child = None
                 self._request = None
-            exit_code = self._end(child, gently=loss is None)
+                if loss is not None:
+                    self._state = WorkerState.LOST
+            exit_code = self._end(child, loss)
         if refusal:
             self._fail(refusal)
         elif loss is not None and not loss.reason:
@@ -396,9 +402,7 @@ class WorkerClient:
                 return _Loss("")
             with self._lock:
                 if time.monotonic() > self._deadline:
-                    silent = self._state
-                    self._state = WorkerState.LOST
-                    return _Loss(_describe_hang(silent, self._settings))
+                    return _Loss(_describe_hang(self._state, self._settings), hung=True)
         return None
 
     def _handle(self, child: _Child, message: FromWorker) -> _Loss | None:
@@ -484,10 +488,10 @@ class WorkerClient:
             self._state = WorkerState.READY
             self._flush()
 
-    def _end(self, child: _Child, *, gently: bool) -> int | None:
-        """End one process for sure and free what it held."""
+    def _end(self, child: _Child, loss: _Loss | None) -> int | None:
+        """End one process for sure and free what it held; gently when it was not lost."""
         process = child.process
-        if gently:
+        if loss is None:
             now_s = time.monotonic()
             budget_s = max(0.0, (self._stop_by or now_s + 1.0) - now_s)
             _send(child.channel, _pack(Stop()))
@@ -496,6 +500,8 @@ class WorkerClient:
                 process.terminate()
                 process.join(budget_s * 0.2)
         elif process.exitcode is None:
+            if loss.hung and process.pid is not None:
+                os.kill(process.pid, HANG_SIGNAL)
             process.join(0.1)  # its own exit code says more than our SIGKILL
         _kill(process)
         process.join(2.0)
@@ -515,7 +521,7 @@ class WorkerClient:
     def _emit(self, event: WorkerEvent) -> None:
         try:
             self._on_event(event)
-        except Exception:  # supervision must survive its owner's mistake
+        except Exception:  # noqa: BLE001 - supervision must survive its owner's mistake
             _LOG.exception("on_event failed for %s", type(event).__name__)
 
     @property

@@ -9,6 +9,7 @@ is idle, the worker owns it from request to result.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 MESSAGE_BYTES_MAX = 128 * 1024
 """Largest pickled message. Below the kernel's default socket buffer (208 KiB), so that a packet
 to an idle peer is always accepted at once."""
+
+HANG_SIGNAL = signal.SIGUSR1
+"""Makes the worker print where it stands to its stderr; sent to a hung one before it is killed."""
 
 
 @dataclass(frozen=True)

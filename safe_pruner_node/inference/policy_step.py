@@ -1,0 +1,171 @@
+"""One policy query inside the worker: frames and joints in, absolute joint targets out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.inference.overlay import draw_overlay, encode_jpeg
+from safe_pruner_node.robot.calibration import Undistorter
+from safe_pruner_node.robot.codecs import image_to_rgb
+from safe_pruner_node.robot.config import RobotConfig
+from safe_pruner_node.types import (
+    ActionChunk,
+    Observation,
+    PolicyInput,
+    RgbImage,
+    StepReport,
+)
+
+if TYPE_CHECKING:
+    from safe_pruner_node.engine.base import Engine
+
+_REHEARSAL_PROMPT = "rehearsal"
+
+
+class InputError(Exception):
+    """The observation is to blame: the next one may well do. One line."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one query gives; ``overlays`` is empty unless asked for."""
+
+    chunk: ActionChunk
+    report: StepReport
+    overlays: Mapping[str, bytes]
+
+
+class PolicyStep:
+    """The way of an observation through decoding, the engine and the robot's units.
+
+    Args:
+        engine: Built and warm.
+        robot: Layout, units and cameras.
+
+    Raises:
+        ConfigError: A camera calibration is missing or wrong.
+    """
+
+    def __init__(self, engine: Engine, robot: RobotConfig) -> None:
+        self.engine = engine
+        self.robot = robot
+        calibrations = {camera.name: camera.load_calibration() for camera in robot.cameras}
+        self._undistorters = {
+            name: Undistorter(calibration)
+            for name, calibration in calibrations.items()
+            if calibration is not None
+        }
+
+    def run(self, observation: Observation, epoch: int, *, want_overlay: bool) -> StepOutput:
+        """Run one query.
+
+        ``actions[0]`` of the chunk is meant for the observation's time: what the policy wanted
+        while it was computing has passed when the chunk arrives, and the buffer skips it.
+
+        Args:
+            observation: Frames still encoded, state in robot units.
+            epoch: Goes into the chunk.
+            want_overlay: Draw the kept patches of every camera.
+
+        Raises:
+            InputError: A frame is missing or does not decode, or the engine refuses the input.
+        """
+        before = _StageTimes()
+        after = _StageTimes()
+        with before.stage("decode"):
+            images = self._decode(observation)
+        try:
+            with before.stage("undistort"):
+                images = {name: self._undistort(name, image) for name, image in images.items()}
+            state = self.robot.layout.to_policy_state(observation.state)
+            actions, report = self.engine.step(PolicyInput(images, state, observation.prompt))
+        except ConfigError as error:
+            raise InputError(str(error)) from error
+        with after.stage("to_robot"):
+            chunk = ActionChunk(
+                actions=self.robot.layout.to_robot_actions(actions, observation.state),
+                time_s=observation.time_s,
+                dt_s=1.0 / self.robot.policy.action_rate_hz,
+                epoch=epoch,
+            )
+        overlays: dict[str, bytes] = {}
+        if want_overlay:
+            with after.stage("overlay"):
+                overlays = _draw_overlays(images, report)
+        stage_ms = {**before.ms, **report.stage_ms, **after.ms}
+        return StepOutput(chunk, replace(report, stage_ms=stage_ms), overlays)
+
+    def rehearse(self) -> tuple[int, int]:
+        """Run one query on grey images at the home pose, then begin a fresh session.
+
+        So a checkpoint that does not fit the robot is found now and not by the first real
+        observation, and the first real step is no slower than the others.
+
+        Returns:
+            Actions per chunk and size of one action.
+
+        Raises:
+            ConfigError: Checkpoint and robot do not fit.
+        """
+        images: dict[str, RgbImage] = {
+            camera.name: np.full((camera.height, camera.width, 3), 127, np.uint8)
+            for camera in self.robot.cameras
+        }
+        images = {name: self._undistort(name, image) for name, image in images.items()}
+        state = self.robot.layout.to_policy_state(self.robot.home)
+        actions, _ = self.engine.step(PolicyInput(images, state, _REHEARSAL_PROMPT))
+        horizon, action_dim = actions.shape
+        if action_dim != self.robot.layout.dof:
+            raise ConfigError(
+                self.robot.path,
+                "layout",
+                f"{self.robot.layout.name} of {self.robot.layout.dof} joints",
+                f"{action_dim}, the action size of the checkpoint",
+            )
+        self.robot.layout.to_robot_actions(actions, self.robot.home)
+        self.engine.reset()
+        return horizon, action_dim
+
+    def _decode(self, observation: Observation) -> dict[str, RgbImage]:
+        """RGB images in the policy's camera order."""
+        images = {}
+        for camera in self.robot.cameras:
+            frame = observation.frames.get(camera.name)
+            if frame is None:
+                raise InputError(f"camera {camera.name}: no frame in the observation")
+            try:
+                images[camera.name] = image_to_rgb(frame)
+            except ConfigError as error:
+                raise InputError(f"camera {camera.name}: {error}") from error
+        return images
+
+    def _undistort(self, camera: str, image: RgbImage) -> RgbImage:
+        undistorter = self._undistorters.get(camera)
+        return image if undistorter is None else undistorter.apply(image)
+
+
+class _StageTimes:
+    """Milliseconds per stage, in the order they ran."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        yield
+        self.ms[name] = (time.perf_counter() - start_s) * 1e3
+
+
+def _draw_overlays(images: Mapping[str, RgbImage], report: StepReport) -> dict[str, bytes]:
+    return {
+        camera: encode_jpeg(draw_overlay(images[camera], kept, report.visual_tokens[camera]))
+        for camera, kept in report.kept_indices.items()
+    }

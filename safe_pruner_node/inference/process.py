@@ -1,0 +1,35 @@
+"""What a worker process does to itself before anything else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed by the kernel when the thread that started this process ends.
+
+    Args:
+        parent_pid: The process that started this one. If it ended before the request was in
+            place this process has another parent already, and leaves.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+def yield_to_control(niceness: int) -> None:
+    """Lower this process's priority, and leave Ctrl-C to the parent to decide about.
+
+    Args:
+        niceness: Added to the nice value, 0..19.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(niceness)
