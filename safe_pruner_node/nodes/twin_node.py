@@ -1,0 +1,356 @@
+"""The S1 twin as a ROS 2 node: the robot's topics, types, QoS and units, from MuJoCo.
+
+    python -m safe_pruner_node.nodes.twin_node --ros-args -p camera_rate_hz:=15.0
+
+The main thread serves commands, one thread runs the physics and publishes joint states, one
+renders and publishes images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import rclpy
+from astribot_msgs.msg import RobotJointController, RobotJointState
+from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage, Image
+from std_srvs.srv import SetBool
+
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.resources import resource
+from safe_pruner_node.robot import config as robot
+from safe_pruner_node.twin.camera_thread import CameraThread
+from safe_pruner_node.twin.cameras import FULL_RESOLUTION, Resolution
+from safe_pruner_node.twin.commands import POSITION_MODE, command_positions
+from safe_pruner_node.twin.joint_table import PART_DOF
+from safe_pruner_node.twin.lockstep import CommandBarrier
+from safe_pruner_node.twin.settings import TwinSettings, twin_settings
+from safe_pruner_node.twin.sim import TwinSim
+from safe_pruner_node.types import RgbImage
+
+CAMERA_CONTROL = "/astribot_camera_control"
+NS = 1_000_000_000
+
+MAX_CATCH_UP_S = 0.1
+"""Real time that the physics makes up for after a stall; what is beyond it is lost, s."""
+
+ROS_OWN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides")
+
+
+class TwinNode(Node):
+    """Node ``astribot_twin``."""
+
+    def __init__(self) -> None:
+        super().__init__("astribot_twin", automatically_declare_parameters_from_overrides=True)
+        self.settings = self._read_settings()
+        path = self.settings.robot_config or resource("config/astribot_s1.yaml")
+        self._robot = robot.load_robot_config(path)
+        resolutions = _resolutions(self._robot, self.settings.camera_scale)
+        self._parts = _parts(self._robot)
+        driven = [s.part for s in self._robot.layout.segments if s.commanded]
+        self._sim = TwinSim(
+            self.settings.scene,
+            self.settings.seed,
+            home={part: self._parts[part].home for part in driven},
+            resolutions=resolutions,
+        )
+        self._sim_lock = threading.Lock()
+        self._barrier = CommandBarrier(driven)
+        self._stop = threading.Event()
+        self._failure: Exception | None = None
+        self._cameras_on = self.settings.cameras_on
+        self._camera_frames = Counter({camera: 0 for camera in resolutions})
+        self._commands = Counter({part: 0 for part in self._parts})
+        self._started_s = time.monotonic()
+        self._advertise()
+        self._cameras = CameraThread(self._sim.model, resolutions, self._publish_image)
+
+    # --- set-up -------------------------------------------------------------------------------
+
+    def _read_settings(self) -> TwinSettings:
+        given = {
+            name: parameter.value
+            for name, parameter in self.get_parameters_by_prefix("").items()
+            if not name.startswith(ROS_OWN_PARAMETERS)
+        }
+        settings = twin_settings(given)
+        for name, value in vars(settings).items():
+            if name in given:
+                self.undeclare_parameter(name)
+            descriptor = ParameterDescriptor(read_only=True, dynamic_typing=True)
+            self.declare_parameter(name, value, descriptor)
+        return settings
+
+    def _advertise(self) -> None:
+        offered = _qos(self._robot.qos.robot_publisher)
+        asked = _qos(self._robot.qos.robot_subscriber)
+        self._state_publishers = {
+            name: self.create_publisher(RobotJointState, part.state_topic, offered)
+            for name, part in self._parts.items()
+        }
+        for name, part in self._parts.items():
+            topic = part.command_topic or f"/{name}/joint_space_command"
+
+            def take(message: RobotJointController, name: str = name, topic: str = topic) -> None:
+                self._take_command(message, name, topic)
+
+            self.create_subscription(RobotJointController, topic, take, asked)
+        self._image_publishers: dict[str, Publisher] = {}
+        for camera in self._robot.cameras:
+            kind = CompressedImage if camera.type == "CompressedImage" else Image
+            self._image_publishers[camera.name] = self.create_publisher(kind, camera.topic, offered)
+        self.create_service(SetBool, CAMERA_CONTROL, self._switch_cameras)
+        if self.settings.lock_step:
+            self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+
+    # --- callbacks (main thread) --------------------------------------------------------------
+
+    def _take_command(self, message: RobotJointController, part: str, topic: str) -> None:
+        self._commands[part] += 1
+        try:
+            positions = command_positions(
+                topic,
+                self._parts[part].joint_names,
+                mode=message.mode,
+                names=message.name,
+                values=message.command,
+            )
+        except ConfigError as error:
+            self.get_logger().warning(f"command refused: {error}", throttle_duration_sec=1.0)
+            return
+        with self._sim_lock:
+            self._sim.set_command(part, positions)
+        stamp = message.header.stamp
+        self._barrier.offer(part, stamp.sec * NS + stamp.nanosec)
+
+    def _switch_cameras(
+        self, request: SetBool.Request, response: SetBool.Response
+    ) -> SetBool.Response:
+        self._cameras_on = request.data
+        response.success = True
+        response.message = f"cameras {'on' if request.data else 'off'}"
+        self.get_logger().info(response.message)
+        return response
+
+    # --- publishing ---------------------------------------------------------------------------
+
+    def _publish_states(self, stamp_ns: int) -> None:
+        stamp = _time(stamp_ns)
+        for name, part in self._parts.items():
+            with self._sim_lock:
+                state = self._sim.joint_state(name)
+            message = RobotJointState()
+            message.header.stamp = stamp
+            message.mode = POSITION_MODE
+            message.name = list(part.joint_names)
+            message.position = array("d", state.position)
+            message.velocity = array("d", state.velocity)
+            message.acceleration = array("d", state.acceleration)
+            message.torque = array("d", state.torque)
+            self._state_publishers[name].publish(message)
+
+    def _publish_image(self, camera: str, rgb: RgbImage, stamp_ns: int) -> None:
+        publisher = self._image_publishers[camera]
+        message = publisher.msg_type()
+        message.header.stamp = _time(stamp_ns)
+        message.header.frame_id = f"{camera}_camera_optical_frame"
+        if publisher.msg_type is CompressedImage:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
+            _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality)
+            message.format = "jpeg"
+            message.data = array("B", jpeg.tobytes())
+        else:
+            message.height, message.width = rgb.shape[:2]
+            message.encoding, message.step = "rgb8", 3 * rgb.shape[1]
+            message.data = array("B", rgb.tobytes())
+        publisher.publish(message)
+        self._camera_frames[camera] += 1
+
+    # --- the two ways of time (physics thread) ------------------------------------------------
+
+    def _run_real_time(self) -> None:
+        """Follows the wall clock; a set of images that is late is left out, not queued."""
+        period_s = 1 / self.settings.state_rate_hz
+        camera_period_s = 1 / self.settings.camera_rate_hz
+        now_s = simulated_to_s = next_camera_s = time.monotonic()
+        deadline_s = now_s + period_s
+        while not self._stop.wait(max(0.0, deadline_s - time.monotonic())):
+            now_s = time.monotonic()
+            simulated_to_s = max(simulated_to_s, now_s - MAX_CATCH_UP_S)
+            with self._sim_lock:
+                self._sim.step(now_s - simulated_to_s)
+            simulated_to_s = now_s
+            stamp_ns = self.get_clock().now().nanoseconds
+            if self._cameras_on and now_s >= next_camera_s:
+                self._cameras.submit(self._sim.snapshot(), stamp_ns)
+                next_camera_s = max(next_camera_s + camera_period_s, now_s - camera_period_s)
+            self._publish_states(stamp_ns)
+            self._check_cameras()
+            deadline_s = max(deadline_s + period_s, now_s)
+
+    def _run_lock_step(self) -> None:
+        """One control period per complete set of commands; images before states before clock."""
+        period_ns = round(self.settings.control_period_s * NS)
+        camera_period_ns = round(NS / self.settings.camera_rate_hz)
+        stamp_ns = next_camera_ns = 0
+        while not self._stop.is_set():
+            # Nobody commands yet: time passes at its own pace and the robot holds its home pose.
+            held = self.settings.lock_step_timeout_s
+            timeout_s = held if self._barrier.commanded else period_ns / NS
+            if stamp_ns:
+                self._barrier.wait(timeout_s)
+            stamp_ns += period_ns
+            with self._sim_lock:
+                self._sim.step(period_ns / NS)
+            self._barrier.open_tick(stamp_ns)
+            if self._cameras_on and stamp_ns >= next_camera_ns:
+                self._cameras.submit(self._sim.snapshot(), stamp_ns)
+                self._cameras.wait_drawn()
+                next_camera_ns += camera_period_ns
+            self._publish_states(stamp_ns)
+            self._clock_publisher.publish(Clock(clock=_time(stamp_ns)))
+            self._check_cameras()
+
+    def _check_cameras(self) -> None:
+        if self._cameras.error is not None:
+            raise ConfigError(
+                "MuJoCo rendering",
+                f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}",
+                self._cameras.error,
+                "a renderer that works: MUJOCO_GL=osmesa (libosmesa6) or egl (libegl1)",
+            )
+
+    def _run_physics(self) -> None:
+        try:
+            if self.settings.lock_step:
+                self._run_lock_step()
+            else:
+                self._run_real_time()
+        except Exception as error:  # noqa: BLE001 - handed over to the main thread, which raises it
+            self._failure = error
+        finally:
+            self._stop.set()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves until :meth:`request_stop`, then reports.
+
+        Raises:
+            ConfigError: The cameras cannot be rendered here.
+        """
+        executor = SingleThreadedExecutor()
+        executor.add_node(self)
+        physics = threading.Thread(target=self._run_physics, name="physics")
+        physics.start()
+        self.get_logger().info(
+            f"twin of the S1, scene {self.settings.scene}, "
+            f"{'lock-step' if self.settings.lock_step else 'real time'}"
+        )
+        try:
+            while not self._stop.is_set():
+                executor.spin_once(timeout_sec=0.1)
+        finally:
+            self._stop.set()
+            physics.join()
+            self._cameras.stop()
+            executor.shutdown()
+        if self._failure is not None:
+            raise self._failure
+        self._report()
+
+    def request_stop(self) -> None:
+        """Ends :meth:`run`; callable from a signal handler."""
+        self._stop.set()
+
+    def _report(self) -> None:
+        real_time_factor = self._sim.time_s / (time.monotonic() - self._started_s)
+        frames = ", ".join(f"{camera} {n}" for camera, n in self._camera_frames.items())
+        self.get_logger().info(
+            f"twin stopped: images {frames}; {self._commands.total()} commands; "
+            f"{self._sim.time_s:.1f} s simulated at {real_time_factor:.2f} x real time"
+        )
+        if self.settings.summary_path:
+            summary = {
+                "camera_frames": dict(self._camera_frames),
+                "camera_sets_skipped": self._cameras.skipped,
+                "commands": dict(self._commands),
+                "real_time_factor": real_time_factor,
+                "sim_time_s": self._sim.time_s,
+            }
+            path = Path(self.settings.summary_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _parts(config: robot.RobotConfig) -> dict[str, robot.PartConfig]:
+    """The robot's seven parts out of the robot file, in the robot's order."""
+    for name, dof in PART_DOF.items():
+        part = config.all_parts.get(name)
+        if part is None or part.dof != dof:
+            found = "nothing" if part is None else f"{part.dof} joints"
+            raise ConfigError(config.path, f"parts.{name}", found, f"{dof} joints, as the S1 has")
+    return {name: config.all_parts[name] for name in PART_DOF}
+
+
+def _resolutions(config: robot.RobotConfig, scale: float) -> dict[str, Resolution]:
+    for camera in config.cameras:
+        if camera.name not in FULL_RESOLUTION:
+            expected = f"one of {', '.join(FULL_RESOLUTION)}"
+            raise ConfigError(config.path, f"cameras.{camera.name}", "an unknown camera", expected)
+    return {
+        camera.name: (round(camera.width * scale), round(camera.height * scale))
+        for camera in config.cameras
+    }
+
+
+def _qos(profile: robot.QosProfile) -> QoSProfile:
+    reliable = profile.reliability == "reliable"
+    reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+    return QoSProfile(depth=profile.depth, reliability=reliability)
+
+
+def _time(stamp_ns: int) -> Time:
+    return Time(sec=stamp_ns // NS, nanosec=stamp_ns % NS)
+
+
+def main() -> int:
+    """Entry point of ``twin_node``; returns the exit code."""
+    # Own handlers: the node still has to count and report after Ctrl-C or SIGTERM.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node: TwinNode | None = None
+    try:
+        node = TwinNode()
+        stop = node.request_stop
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop())
+        os.nice(node.settings.niceness)
+        node.run()
+    except ConfigError as error:
+        print(f"twin_node: {error}", file=sys.stderr)  # noqa: T201 - a user's mistake, one line
+        return 1
+    finally:
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
