@@ -225,7 +225,6 @@ def test_pruner_that_does_not_fit_is_refused_and_the_old_one_survives_a_respawn(
 
 
 def test_stop_ends_even_a_hung_worker_and_leaves_nothing(launch, observe):
-    segments = set(Path("/dev/shm").iterdir())
     threads = set(threading.enumerate())
     worker = launch(worker_fakes.good)
     pid = worker.wait_for(WorkerReady).pid
@@ -236,8 +235,15 @@ def test_stop_ends_even_a_hung_worker_and_leaves_nothing(launch, observe):
     assert worker.client.pid is None
     assert not Path(f"/proc/{pid}").exists()  # reaped: not even a zombie
     assert set(threading.enumerate()) <= threads
-    assert set(Path("/dev/shm").iterdir()) <= segments
     assert not worker.submit(observe())
+
+
+def test_shared_memory_has_no_name_that_could_outlive_a_killed_process(launch):
+    worker = launch(worker_fakes.good)
+    maps = Path(f"/proc/{worker.wait_for(WorkerReady).pid}/maps").read_text()
+    shared = [line for line in maps.splitlines() if " rw-s " in line]
+    assert shared
+    assert all(line.endswith("(deleted)") for line in shared)
 
 
 def test_stop_during_start_and_start_again(launch):

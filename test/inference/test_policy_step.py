@@ -1,0 +1,156 @@
+"""The data path of one query: what the engine sees and what the robot gets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import conftest
+import cv2
+import numpy as np
+import pytest
+import worker_fakes
+import yaml
+
+from safe_pruner_node.engine.settings import EngineSettings
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.inference.policy_step import InputError, PolicyStep
+from safe_pruner_node.robot.calibration import Undistorter
+from safe_pruner_node.robot.codecs import image_to_rgb
+
+
+class SeeingEngine(worker_fakes.FakeEngine):
+    """Keeps what it was shown; answers with ``answer`` at every action, or the state."""
+
+    seen = None
+    answer = None
+
+    def step(self, inputs, noise=None):
+        self.seen = inputs
+        actions, report = super().step(inputs, noise)
+        return (actions if self.answer is None else np.tile(self.answer, (50, 1))), report
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return SeeingEngine(EngineSettings(checkpoint=tmp_path))
+
+
+def with_policy(robot, **changed):
+    policy = dataclasses.replace(robot.policy, **changed)
+    layout = dataclasses.replace(robot.layout, policy=policy)
+    return dataclasses.replace(robot, policy=policy, layout=layout)
+
+
+def test_chunk_is_timed_from_the_observation(engine, robot, observe):
+    chunk = PolicyStep(engine, robot).run(observe(), epoch=7, want_overlay=False).chunk
+    assert chunk.time_s == 12.5
+    assert chunk.dt_s == 1.0 / robot.policy.action_rate_hz
+    assert chunk.epoch == 7
+    assert chunk.actions.shape == (50, robot.layout.dof)
+
+
+def test_grippers_are_in_the_policys_units_and_back(engine, robot, observe):
+    robot = with_policy(robot, gripper_open=1.0, gripper_closed=0.0)
+    state = robot.home.copy()
+    state[robot.layout.gripper] = [25.0, 100.0]
+    observation = dataclasses.replace(observe(), state=state)
+    chunk = PolicyStep(engine, robot).run(observation, 0, want_overlay=False).chunk
+    np.testing.assert_allclose(engine.seen.state[robot.layout.gripper], [0.75, 0.0])
+    np.testing.assert_allclose(chunk.actions, np.tile(state, (50, 1)), atol=1e-12)
+
+
+def test_delta_actions_start_from_the_observed_state(engine, robot, observe):
+    engine.answer = np.full(robot.layout.dof, 0.01)
+    step = PolicyStep(engine, with_policy(robot, actions="delta"))
+    chunk = step.run(observe(), 0, want_overlay=False).chunk
+    joints = ~robot.layout.gripper
+    np.testing.assert_allclose(chunk.actions[30, joints], robot.home[joints] + 0.01)
+
+
+def test_images_come_decoded_in_the_policys_order(engine, robot, observe):
+    observation = observe()
+    shuffled = dict(reversed(list(observation.frames.items())))
+    PolicyStep(engine, robot).run(
+        dataclasses.replace(observation, frames=shuffled), 0, want_overlay=False
+    )
+    assert tuple(engine.seen.images) == robot.policy.camera_order
+    for name, image in engine.seen.images.items():
+        np.testing.assert_array_equal(image, image_to_rgb(observation.frames[name]))
+
+
+@pytest.fixture
+def distorted(robot, tmp_path):
+    """The robot with a head camera whose lens distorts."""
+    head = robot.cameras[0]
+    focal = [head.width, 0, head.width / 2, 0, head.width, head.height / 2, 0, 0, 1]
+    matrix = [float(value) for value in focal]
+    projection = [*matrix[:3], 0.0, *matrix[3:6], 0.0, *matrix[6:], 0.0]
+    path = tmp_path / "head.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "image_width": head.width,
+                "image_height": head.height,
+                "camera_name": "head",
+                "camera_matrix": {"rows": 3, "cols": 3, "data": matrix},
+                "distortion_model": "plumb_bob",
+                "distortion_coefficients": {
+                    "rows": 1,
+                    "cols": 5,
+                    "data": [-0.3, 0.1, 0.0, 0.0, 0.0],
+                },
+                "rectification_matrix": {
+                    "rows": 3,
+                    "cols": 3,
+                    "data": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+                },
+                "projection_matrix": {"rows": 3, "cols": 4, "data": projection},
+            }
+        )
+    )
+    head = dataclasses.replace(head, calibration=path)
+    return dataclasses.replace(robot, cameras=(head, *robot.cameras[1:]))
+
+
+def test_distorted_camera_is_undistorted_before_the_policy_sees_it(engine, distorted, observe):
+    observation = observe()
+    PolicyStep(engine, distorted).run(observation, 0, want_overlay=False)
+    raw = image_to_rgb(observation.frames["head"])
+    expected = Undistorter(distorted.cameras[0].load_calibration()).apply(raw)
+    np.testing.assert_array_equal(engine.seen.images["head"], expected)
+    assert not np.array_equal(expected, raw)
+
+
+def test_frame_of_another_resolution_than_calibrated_is_one_line(engine, distorted, observe):
+    step = PolicyStep(engine, distorted)
+    with pytest.raises(InputError, match="resolution: found 32x16, expected"):
+        step.run(observe(head=conftest.jpeg_frame(32, 16)), 0, want_overlay=False)
+
+
+def test_report_has_every_stage_in_order(engine, robot, observe):
+    step = PolicyStep(engine, robot)
+    without = step.run(observe(), 0, want_overlay=False)
+    assert list(without.report.stage_ms) == ["decode", "undistort", "model", "to_robot"]
+    assert without.overlays == {}
+    assert all(milliseconds >= 0 for milliseconds in without.report.stage_ms.values())
+
+
+def test_overlays_are_jpegs_of_every_camera(engine, robot, observe):
+    output = PolicyStep(engine, robot).run(observe(), 0, want_overlay=True)
+    assert list(output.report.stage_ms)[-1] == "overlay"
+    assert set(output.overlays) == set(robot.policy.camera_order)
+    for camera in robot.cameras:
+        image = cv2.imdecode(np.frombuffer(output.overlays[camera.name], np.uint8), 1)
+        assert image.shape[1] == min(480, camera.width)
+
+
+def test_rehearsal_tells_the_sizes_and_leaves_a_fresh_session(engine, robot, observe):
+    step = PolicyStep(engine, robot)
+    assert step.rehearse() == (50, robot.layout.dof)
+    assert step.run(observe(), 0, want_overlay=False).report.query == 1
+
+
+def test_rehearsal_finds_a_checkpoint_of_another_robot(engine, robot):
+    engine.answer = np.zeros(7)
+    with pytest.raises(ConfigError, match="layout: found s1_16 of 16 joints, expected 7"):
+        PolicyStep(engine, robot).rehearse()
