@@ -31,6 +31,29 @@ _sp_ros_prefix() {
     echo "$newest"
 }
 
+# The vendor's astribot_msgs where its workspace has been sourced: it wins over ours.
+_sp_vendor_msgs() {
+    local prefix
+    local IFS=:
+    for prefix in ${AMENT_PREFIX_PATH-}; do
+        case $prefix in "$_sp_root"/*) continue ;; esac
+        if [ -f "$prefix/share/astribot_msgs/package.xml" ]; then
+            echo "$prefix"
+            return
+        fi
+    done
+}
+
+# Drops every entry at or below a folder from a path variable.
+_sp_drop() {
+    local entry kept=''
+    local IFS=:
+    for entry in ${!1-}; do
+        case $entry/ in "$2"/*) ;; *) kept=$kept${kept:+:}$entry ;; esac
+    done
+    export "$1=$kept"
+}
+
 # The generated set-up scripts read variables that may be unset, so a caller's `set -u` rests.
 _sp_source() {
     local nounset=0
@@ -61,6 +84,13 @@ if [ -f "$_sp_root/ros2_ws/install/local_setup.bash" ]; then
     _sp_source "$_sp_root/ros2_ws/install/local_setup.bash"
 fi
 _sp_prepend PYTHONPATH "$_sp_root"
+SAFE_PRUNER_VENDOR_MSGS=$(_sp_vendor_msgs)
+export SAFE_PRUNER_VENDOR_MSGS
+if [ -n "$SAFE_PRUNER_VENDOR_MSGS" ]; then
+    for _sp_variable in AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH; do
+        _sp_drop "$_sp_variable" "$_sp_root/ros2_ws/install/astribot_msgs"
+    done
+fi
 
 export RMW_IMPLEMENTATION=${RMW_IMPLEMENTATION:-rmw_fastrtps_cpp}
 # The robot is on domain 25. Whoever has said nothing gets a domain of this machine only, so that
@@ -81,5 +111,5 @@ if [ -z "${MUJOCO_GL-}" ]; then
     export MUJOCO_GL
 fi
 
-unset -f _sp_prepend _sp_ros_prefix _sp_source
-unset _sp_root _sp_venv _sp_opt _sp_dir
+unset -f _sp_prepend _sp_drop _sp_ros_prefix _sp_vendor_msgs _sp_source
+unset _sp_root _sp_venv _sp_opt _sp_dir _sp_variable

@@ -16,9 +16,12 @@ venv=$root/.venv
 # shellcheck source=tools/stages.sh
 source tools/stages.sh
 
-# ROS 2 of the system, decided in one place: tools/env.sh. Empty means wheels.
+# Decided in one place, tools/env.sh: the ROS 2 of the system (empty: wheels), and the sourced
+# workspace whose astribot_msgs replaces ours (empty: none).
 # shellcheck source=tools/env.sh
 opt_ros=$(source tools/env.sh && case $AMENT_PREFIX_PATH in */opt/ros/*) echo "/opt/ros/$ROS_DISTRO" ;; esac)
+# shellcheck source=tools/env.sh
+vendor=$(source tools/env.sh && echo "$SAFE_PRUNER_VENDOR_MSGS")
 
 # --- what the system must have -----------------------------------------------------------------
 
@@ -210,25 +213,13 @@ stage_drawing() {
 
 # --- ROS 2 workspace ---------------------------------------------------------------------------
 
-# The vendor's astribot_msgs, where its workspace has been sourced before this call: it wins.
-vendor_msgs() {
-    local prefix
-    tr ':' '\n' <<<"${AMENT_PREFIX_PATH-}" | while read -r prefix; do
-        case $prefix in '' | "$root"/*) continue ;; esac
-        [ ! -f "$prefix/share/astribot_msgs/package.xml" ] || echo "$prefix"
-    done | head -n 1
-}
-
 stage_workspace() {
     local skip=()
     # A workspace of another Python or another ROS 2 is not worth repairing.
     if [ "$(cat ros2_ws/build/setup-id 2>/dev/null)" != "$(cat "$venv/setup-id")" ]; then
         rm -rf ros2_ws/build ros2_ws/install ros2_ws/log
     fi
-    if [ -n "$vendor" ]; then
-        skip=(--packages-skip astribot_msgs)
-        rm -rf ros2_ws/build/astribot_msgs ros2_ws/install/astribot_msgs
-    fi
+    [ -z "$vendor" ] || skip=(--packages-skip astribot_msgs)
     # shellcheck source=tools/env.sh
     source tools/env.sh
     (
@@ -280,7 +271,6 @@ set_up() {
     [ -f ros2_ws/install/local_setup.bash ] || rm -f "$state/workspace.stamp"
     [ -f "$state/mujoco_gl" ] || rm -f "$state/drawing.stamp"
     build=$(torch_build)
-    vendor=$(vendor_msgs)
     write_constraints
     stage system 'system packages' "$opt_ros" "${PYTHON-}"
     stage venv 'virtual environment' "$opt_ros"
@@ -313,6 +303,6 @@ case ${1-all} in
         lacking=$(missing_packages | xargs)
         [ -z "$lacking" ] || die "missing: $lacking; install with: sudo apt-get install $lacking"
         ;;
-    vendor-msgs) vendor_msgs ;;
+    vendor-msgs) echo "$vendor" ;;
     *) die "unknown command '$1'; expected nothing, parity, check or vendor-msgs" ;;
 esac

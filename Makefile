@@ -1,0 +1,36 @@
+# Everything runs in the environment of tools/env.sh, which tools/setup.sh makes on the first call.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint bench nano clean
+
+IN_ENV := source tools/env.sh &&
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+setup: ## install what is missing: nothing to do, no network, on the second call
+	@tools/setup.sh
+
+demo: setup ## the policy on the simulated S1, results in runs/demo (DEMO_ARGS="--help" for options)
+	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.demo $(DEMO_ARGS)
+
+# A ROS domain of its own, so that a demo running meanwhile is not part of the test.
+test: setup ## lint, types, import rules and all tests
+	@tools/setup.sh parity
+	@tools/lint.sh
+	@export ROS_DOMAIN_ID=$$((30 + $$$$ % 40)); $(IN_ENV) exec python -m pytest -q test $(TEST_ARGS)
+
+lint: setup ## ruff, mypy, import rules, shell, docker files
+	@tools/lint.sh
+
+bench: setup ## milliseconds of each stage: vanilla, SAFE keyframe, SAFE pruned (BENCH_ARGS)
+	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.bench $(BENCH_ARGS)
+
+nano: setup ## a small random-weight checkpoint in checkpoints/nano, if there is none
+	@[ -f checkpoints/nano/model.safetensors ] || { $(IN_ENV) python -m safe_pruner_node.pi05.nano checkpoints/nano; }
+
+clean: ## remove what set-up, build and runs have made
+	rm -rf .venv .venv-parity .setup ros2_ws/build ros2_ws/install ros2_ws/log runs checkpoints/nano
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
