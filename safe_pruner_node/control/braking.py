@@ -55,14 +55,16 @@ class BrakePlan:
         position turns at most once: where the joint was still moving the other way.
         """
         start = self.start
-        end = self.at(np.sum(self.duration, axis=0)).position
+        end = self.at(self.duration[0] + self.duration[1] + self.duration[2]).position
+        low, high = np.minimum(start.position, end), np.maximum(start.position, end)
         v, a = self.sign * start.velocity, self.sign * start.acceleration
+        if np.all(v >= 0.0):
+            return low, high
         # first root of v + a t - j t^2 / 2 = 0, inside the first phase when v < 0
         root = np.sqrt(np.maximum(a * a + 2.0 * self.jerk * v, 0.0))
         turn_s = np.where(v < 0.0, np.clip((a - root) / self.jerk, 0.0, self.duration[0]), 0.0)
         turn = self.at(turn_s).position
-        low = np.minimum(np.minimum(start.position, end), turn)
-        return low, np.maximum(np.maximum(start.position, end), turn)
+        return np.minimum(low, turn), np.maximum(high, turn)
 
 
 def plan_brake(start: JointState, max_acceleration: FloatArray, max_jerk: FloatArray) -> BrakePlan:

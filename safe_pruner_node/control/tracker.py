@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import ruckig
+from numpy.typing import NDArray
 
 from safe_pruner_node.control.braking import (
     JointState,
@@ -110,16 +111,12 @@ class LimitedTracker:
             or np.any(np.abs(target - state.position) > reach)
         )
         moved = self._intercept(target, self._bounded_velocity(target, velocity))
-        braked = plan_brake(state, limits.max_acceleration, limits.max_jerk).at(dt_s)
-        safe = np.zeros(limits.dof, dtype=bool) if moved is None else self._can_still_stop(moved)
         if moved is None:
-            moved = braked
-        chosen = JointState(
-            np.where(safe, moved.position, braked.position),
-            np.where(safe, moved.velocity, braked.velocity),
-            np.where(safe, moved.acceleration, braked.acceleration),
-        )
-        return self._advance(chosen, clamped=clamped)
+            return self._advance(self._braked(), clamped=clamped)
+        trapped = ~self._can_still_stop(moved)
+        if np.any(trapped):
+            moved = _mixed(trapped, self._braked(), moved)
+        return self._advance(moved, clamped=clamped)
 
     def brake(self, *, hard: bool = False) -> Command:
         """Command for this tick, towards rest; constant once at rest.
@@ -128,12 +125,19 @@ class LimitedTracker:
             hard: Use the full acceleration at once, jerk not limited. Once begun, a hard brake
                 runs to rest.
         """
-        limits, state = self._limits, self._state
-        self._hard = (self._hard or hard) and not self.at_rest
+        if self.at_rest:
+            self._hard = False
+            return self._advance(self._state)
+        self._hard = self._hard or hard
         if self._hard:
-            return self._advance(hard_brake(state, limits.max_acceleration, self._dt_s))
-        plan = plan_brake(state, limits.max_acceleration, limits.max_jerk)
-        return self._advance(plan.at(self._dt_s))
+            return self._advance(hard_brake(self._state, self._limits.max_acceleration, self._dt_s))
+        return self._advance(self._braked())
+
+    def _braked(self) -> JointState:
+        """State after this tick of jerk-limited braking."""
+        limits = self._limits
+        plan = plan_brake(self._state, limits.max_acceleration, limits.max_jerk)
+        return plan.at(self._dt_s)
 
     def _bounded_velocity(self, target: FloatArray, velocity: FloatArray) -> FloatArray:
         """Target velocity that leaves room to catch up and to stop before a limit, [dof]."""
@@ -164,15 +168,16 @@ class LimitedTracker:
         p, v, a = (np.array(values) for values in self._trajectory.at_time(dt_s))
         return JointState(p + target, v + velocity, a)
 
-    def _can_still_stop(self, state: JointState) -> np.ndarray:
+    def _can_still_stop(self, state: JointState) -> NDArray[np.bool_]:
         """Which joints are within their rates and could brake inside their positions, [dof]."""
         limits = self._limits
         low, high = plan_brake(state, limits.max_acceleration, limits.max_jerk).extremes()
-        return (
+        return np.asarray(
             (low >= self._low - _TOLERANCE)
             & (high <= self._high + _TOLERANCE)
             & (np.abs(state.velocity) <= limits.max_velocity + _TOLERANCE)
-            & (np.abs(state.acceleration) <= limits.max_acceleration + _TOLERANCE)
+            & (np.abs(state.acceleration) <= limits.max_acceleration + _TOLERANCE),
+            dtype=np.bool_,
         )
 
     def _advance(self, state: JointState, *, clamped: bool = False) -> Command:
@@ -182,3 +187,12 @@ class LimitedTracker:
         self._low = np.minimum(self._limits.min_position, np.maximum(self._low, position))
         self._high = np.maximum(self._limits.max_position, np.minimum(self._high, position))
         return Command(position.copy(), state.velocity.copy(), clamped)
+
+
+def _mixed(mask: NDArray[np.bool_], where: JointState, otherwise: JointState) -> JointState:
+    """One state for the joints of a mask, another for the rest."""
+    return JointState(
+        np.where(mask, where.position, otherwise.position),
+        np.where(mask, where.velocity, otherwise.velocity),
+        np.where(mask, where.acceleration, otherwise.acceleration),
+    )
