@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,11 +18,16 @@ from safe_pruner_node.robot.joint_offsets import load_joint_offsets
 from safe_pruner_node.robot.layout import Layout, Segment
 from safe_pruner_node.robot.limits import LimitArrays, LimitsFile, SourceLimits, combine_limits
 from safe_pruner_node.robot.policy import PolicyConfig
-from safe_pruner_node.robot.strict import STRICT, did_you_mean, load_yaml, shown
+from safe_pruner_node.robot.strict import STRICT, did_you_mean, load_yaml, matching, shown
 from safe_pruner_node.types import FloatArray
 
 Positive = Annotated[float, Field(gt=0)]
-TopicName = Annotated[str, Field(pattern=r"^(/[A-Za-z_][A-Za-z0-9_]*)+$")]
+TopicName = Annotated[
+    str, matching(r"(/[A-Za-z_][A-Za-z0-9_]*)+", "a topic name with a leading slash")
+]
+CameraName = Annotated[
+    str, matching(r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, for it is part of topics")
+]
 
 DEFAULT_ROBOT_CONFIG = "config/astribot_s1.yaml"
 
@@ -114,7 +120,7 @@ class _RobotFile:
     joint_offsets: str | None
     hardware: Mapping[str, Mapping[str, SourceLimits]]
     limits: LimitsFile
-    cameras: Mapping[str, _CameraFile]
+    cameras: Mapping[CameraName, _CameraFile]
     policy: PolicyConfig
     control: ControlConfig
     qos: QosConfig
@@ -211,13 +217,14 @@ class RobotConfig:
 
     @property
     def first_action_tolerance(self) -> FloatArray:
-        """The first-action tolerance of every joint in layout order, rad or units, [dof]."""
+        """The first-action tolerance in layout order, [dof]; inf where we never command."""
         control = self.control
-        return np.where(
+        tolerance = np.where(
             self.layout.gripper,
             control.first_action_tolerance_gripper,
             control.first_action_tolerance_rad,
         )
+        return np.where(self.layout.commanded, tolerance, np.inf)
 
 
 def load_robot_config(path: Path | str) -> RobotConfig:
@@ -271,7 +278,7 @@ def _parts(path: Path, file: _RobotFile) -> dict[str, PartConfig]:
     offsets = {}
     if file.joint_offsets is not None:
         in_rad = {n: len(p.joint_names) for n, p in file.parts.items() if p.kind != "gripper"}
-        offsets = load_joint_offsets(path.parent / file.joint_offsets, in_rad)
+        offsets = load_joint_offsets(_beside(path, file.joint_offsets), in_rad)
     owners: dict[str, str] = {}
     parts = {}
     for name, part in file.parts.items():
@@ -350,10 +357,15 @@ def _cameras(path: Path, file: _RobotFile) -> tuple[CameraConfig, ...]:
             type=camera.type,
             width=camera.width,
             height=camera.height,
-            calibration=path.parent / camera.calibration if camera.calibration else None,
+            calibration=_beside(path, camera.calibration) if camera.calibration else None,
         )
         for name, camera in ((name, file.cameras[name]) for name in order)
     )
+
+
+def _beside(path: Path, relative: str) -> Path:
+    """A path that the file names, without ``..`` but with symbolic links as they are."""
+    return Path(os.path.normpath(path.parent / relative))
 
 
 def _check_unique_topics(path: Path, parts: Mapping[str, PartConfig]) -> None:

@@ -16,6 +16,9 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.strict import STRICT
 from safe_pruner_node.types import FloatArray
 
+_OBSERVED_RATES = (10.0, 100.0, 1000.0)
+"""Velocity, acceleration and jerk of joints that are only observed: finite, above any motion."""
+
 PositiveList = tuple[Annotated[float, Field(gt=0)], ...]
 
 
@@ -51,7 +54,8 @@ class LimitsFile:
 class LimitArrays:
     """Limits per joint, rad or gripper units and their time derivatives, each [dof].
 
-    Joints that are only observed have infinite limits where the file gives none.
+    A joint that is only observed has no position limits, and rates that nothing reaches: its
+    target is always its measured angle, and nothing is sent.
 
     Attributes:
         min_position: Lower position.
@@ -104,7 +108,7 @@ def combine_limits(
         operator: The operator's limits.
         margin: Distance kept from the hardware's position limits, rad.
         offsets: Joint offsets, rad, [dof].
-        commanded: True where limits are required.
+        commanded: True where limits are required and applied.
 
     Returns:
         Limits in force, hardware limits.
@@ -127,11 +131,14 @@ def combine_limits(
         i = int(empty[0])
         found = f"{lower[i]:g} to {upper[i]:g} between all sources, less the margin"
         raise ConfigError(path, f"hardware.{part}[{i}]", found, "room to move")
-    if operator is None:
-        return dataclasses.replace(hardware, min_position=lower, max_position=upper), hardware
-    key = f"limits.parts.{part}"
-    _check(path, key, operator, dof)
-    _check_within(path, key, operator, hardware)
+    if operator is not None:
+        key = f"limits.parts.{part}"
+        _check(path, key, operator, dof)
+        _check_within(path, key, operator, hardware)
+    if operator is None or not commanded:
+        unlimited = np.full(dof, np.inf)
+        rates = (np.full(dof, rate) for rate in _OBSERVED_RATES)
+        return LimitArrays(-unlimited, unlimited, *rates), hardware
     in_force = LimitArrays(
         min_position=np.maximum(
             lower, lower if operator.min_position is None else operator.min_position

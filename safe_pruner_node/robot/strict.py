@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from safe_pruner_node.errors import ConfigError
 
@@ -24,7 +25,14 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 T = TypeVar("T")
 
-_UNKNOWN_KEY = {"unexpected_keyword_argument", "extra_forbidden"}
+_UNKNOWN_KEY = "unexpected_keyword_argument"
+_EXPECTED = {
+    "missing": "a value, this key is required",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "dataclass_type": "a mapping of keys to values",
+}
+"""pydantic's error type to words for people who write YAML, where its own speak of Python."""
 _LONGEST_VALUE = 80
 
 
@@ -79,7 +87,7 @@ def load_yaml(path: Path, schema: type[T]) -> T:
         return TypeAdapter(schema).validate_json(as_json, strict=True)
     except ValidationError as error:
         # A misspelt key is unknown and missing at once: the unknown one is what to mend.
-        errors = sorted(error.errors(), key=lambda item: item["type"] not in _UNKNOWN_KEY)
+        errors = sorted(error.errors(), key=lambda item: item["type"] != _UNKNOWN_KEY)
         raise _config_error(path, schema, errors[0]) from None
 
 
@@ -99,14 +107,25 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     return f"{guess}one of {', '.join(names)}"
 
 
+def matching(pattern: str, expected: str) -> AfterValidator:
+    """A check of a text field; ``expected`` is what the error line says."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise PydanticCustomError("pattern", "{expected}", {"expected": expected})
+        return text
+
+    return AfterValidator(check)
+
+
 def _config_error(path: Path, schema: type, error: ErrorDetails) -> ConfigError:
-    location = error["loc"]
-    key = ".".join(str(step) for step in location)
-    if error["type"] in _UNKNOWN_KEY:
+    location = tuple(step for step in error["loc"] if step != "[key]")
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)[1:]
+    if error["type"] == _UNKNOWN_KEY:
         names = [field.name for field in dataclasses.fields(_type_at(schema, location[:-1]))]
         return ConfigError(path, key, "an unknown key", did_you_mean(str(location[-1]), names))
     found = "nothing" if error["type"] == "missing" else shown(error["input"])
-    expected = "a value" if error["type"] == "missing" else error["msg"]
+    expected = _EXPECTED.get(error["type"], error["msg"])
     return ConfigError(path, key, found, expected.removeprefix("Input should be "))
 
 

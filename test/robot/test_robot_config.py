@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from safe_pruner_node.control.limits import JointLimits
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.config import load_robot_config
 
@@ -87,9 +88,10 @@ def test_25_d_layouts_observe_the_body_and_command_the_arms(write, name):
         "astribot_gripper_right",
     }
     assert robot.layout.commanded.sum() == 16
-    for array in vars(robot.limits.select(robot.layout.commanded)).values():
-        assert array.shape == (16,)
-        assert np.all(np.isfinite(array))
+    observed = ~robot.layout.commanded
+    assert np.all(np.isposinf(robot.limits.max_position[observed]))
+    assert np.all(np.isposinf(robot.first_action_tolerance[observed]))
+    JointLimits(**vars(robot.limits))  # what the control room accepts
 
 
 def test_25_d_orders_differ(write):
@@ -167,8 +169,8 @@ WRONG = {
         "unknown key",
         "'topic'",
     ),
-    "missing key": (drop("control", "blend_s"), "control.blend_s", "nothing", "a value"),
-    "missing section": (drop("qos"), "qos", "nothing", "a value"),
+    "missing key": (drop("control", "blend_s"), "control.blend_s", "nothing", "required"),
+    "missing section": (drop("qos"), "qos", "nothing", "required"),
     "text for a number": (
         put("control", "rate_hz", "fast"),
         "control.rate_hz",
@@ -249,7 +251,7 @@ WRONG = {
         put("parts", ARM, "state_topic", "arm left"),
         f"parts.{ARM}.state_topic",
         "'arm left'",
-        "/",
+        "a topic name with a leading slash",
     ),
     "command topic used twice": (
         put("parts", ARM, "command_topic", "/astribot_arm_right/joint_space_command"),
@@ -270,10 +272,17 @@ WRONG = {
         "below max_position[0] = 3.1",
     ),
     "sources that leave no room": (
-        put("hardware", ARM, "whole_body_urdf", "max_position", [-3.1] + [3.0] * 6),
-        f"hardware.{ARM}.whole_body_urdf.min_position[0]",
-        "-3",
-        "-3.1",
+        lambda d: d["hardware"][ARM]["whole_body_urdf"]["max_position"].__setitem__(0, -2.97),
+        f"hardware.{ARM}[0]",
+        "-2.98 to -2.99",
+        "room to move",
+    ),
+    "list for a section": (put("control", []), "control", "[]", "a mapping"),
+    "camera name with a dash": (
+        put("cameras", "left-wrist", SHIPPED["cameras"]["left_wrist"]),
+        "cameras.left-wrist",
+        "'left-wrist'",
+        "lower-case letters",
     ),
     "hardware limits of another length": (
         put("hardware", ARM, "part_urdf", "max_velocity", [8.4] * 6),
@@ -318,7 +327,7 @@ WRONG = {
     ),
     "zero acceleration": (
         put("limits", "parts", ARM, "max_acceleration", 2, 0),
-        f"limits.parts.{ARM}.max_acceleration.2",
+        f"limits.parts.{ARM}.max_acceleration[2]",
         "0",
         "greater than 0",
     ),
@@ -326,14 +335,14 @@ WRONG = {
         put("limits", "parts", ARM, "max_jerk", 80.0),
         f"{ARM}.max_jerk",
         "80.0",
-        "array",
+        "a list",
     ),
     "limits of an unknown part": (
         put(
             "limits",
             "parts",
             "astribot_arm_lefd",
-            {k: SEVEN for k in ("max_velocity", "max_acceleration", "max_jerk")},
+            dict.fromkeys(("max_velocity", "max_acceleration", "max_jerk"), SEVEN),
         ),
         "limits.parts.astribot_arm_lefd",
         "an unknown part",

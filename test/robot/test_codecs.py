@@ -1,0 +1,250 @@
+"""Messages to arrays and back; images against OpenCV, rosbags-image and, on a robot, cv_bridge."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.robot.codecs import (
+    MessageError,
+    fill_command,
+    frame_from_message,
+    image_to_rgb,
+    joint_state_to_array,
+)
+from safe_pruner_node.robot.config import load_robot_config
+
+GOOD = Path(__file__).resolve().parents[2] / "config" / "astribot_s1.yaml"
+ARM = load_robot_config(GOOD).parts["astribot_arm_left"]
+OFFSET_ARM = dataclasses.replace(ARM, joint_offsets=np.linspace(-0.1, 0.1, 7))
+RAW = ("rgb8", "bgr8", "rgba8", "bgra8", "mono8")
+
+
+def joint_state(position, name=()):
+    return SimpleNamespace(position=list(position), name=list(name))
+
+
+def stamp(seconds=12, nanoseconds=34):
+    return SimpleNamespace(sec=seconds, nanosec=nanoseconds)
+
+
+def raw_image(pixels, encoding, padding=0):
+    """A sensor_msgs/Image of [h, w, c] pixels, each row followed by some driver's padding."""
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, -1)
+    rows = np.hstack([rows, np.full((height, padding), 77, np.uint8)])
+    return SimpleNamespace(
+        header=SimpleNamespace(stamp=stamp()),
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=rows.shape[1],
+        data=rows.tobytes(),
+        __msgtype__="sensor_msgs/msg/Image",
+    )
+
+
+def compressed_image(pixels, extension, text):
+    payload = cv2.imencode(extension, pixels[..., ::-1])[1].tobytes()
+    return SimpleNamespace(
+        header=SimpleNamespace(stamp=stamp()),
+        format=text,
+        data=payload,
+        __msgtype__="sensor_msgs/msg/CompressedImage",
+    )
+
+
+def picture(channels=3, height=6, width=5):
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def decode(message):
+    return image_to_rgb(frame_from_message(message, 1))
+
+
+# --- joints ---------------------------------------------------------------------------------
+
+
+def test_without_names_order_is_the_contract():
+    np.testing.assert_array_equal(joint_state_to_array(joint_state(range(7)), ARM), np.arange(7))
+
+
+@settings(deadline=None, max_examples=50)
+@given(order=st.permutations(range(7)))
+def test_names_decide_the_order(order):
+    message = joint_state(order, [ARM.joint_names[i] for i in order])
+    np.testing.assert_array_equal(joint_state_to_array(message, ARM), np.arange(7))
+
+
+@pytest.mark.parametrize(
+    ("message", "fragments"),
+    [
+        (joint_state(range(6)), ("position", "6 values", "7")),
+        (joint_state(range(14)), ("position", "14 values", "7")),
+        (joint_state([0, 0, 0, np.nan, 0, 0, 0]), ("position", "nan", "finite")),
+        (
+            joint_state(range(7), [*ARM.joint_names[:6], "astribot_arm_left_joint_8"]),
+            ("name", "'astribot_arm_left_joint_8'", "one of astribot_arm_left_joint_1"),
+        ),
+        (
+            joint_state(range(7), [*ARM.joint_names[:6], ARM.joint_names[0]]),
+            ("name", "'astribot_arm_left_joint_1' 2 times", "once"),
+        ),
+        (
+            joint_state(range(7), ARM.joint_names[:6]),
+            ("name", "'astribot_arm_left_joint_7' 0 times", "once"),
+        ),
+    ],
+)
+def test_a_wrong_joint_state_is_one_line_with_its_topic(message, fragments):
+    with pytest.raises(MessageError) as caught:
+        joint_state_to_array(message, ARM)
+    assert isinstance(caught.value, ConfigError)
+    assert "\n" not in str(caught.value)
+    for fragment in (ARM.state_topic, *fragments):
+        assert fragment in str(caught.value)
+
+
+def command_message():
+    return SimpleNamespace(header=SimpleNamespace(stamp=None), mode=0, name=[], command=[])
+
+
+def test_a_command_is_position_mode_with_names_and_stamp():
+    when = stamp()
+    message = fill_command(command_message(), np.arange(7.0), ARM, when)
+    assert message.mode == 1
+    assert message.name == list(ARM.joint_names)
+    assert message.command == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert message.header.stamp is when
+
+
+def test_offsets_are_added_to_what_is_measured_and_taken_from_what_is_sent():
+    raw = np.linspace(-1, 1, 7)
+    measured = joint_state_to_array(joint_state(raw), OFFSET_ARM)
+    np.testing.assert_allclose(measured, raw + OFFSET_ARM.joint_offsets)
+    sent = fill_command(command_message(), measured, OFFSET_ARM, stamp()).command
+    np.testing.assert_allclose(sent, raw)
+
+
+@pytest.mark.parametrize("positions", [np.zeros(6), np.full(7, np.inf), np.zeros((1, 7))])
+def test_nothing_wrong_is_ever_sent(positions):
+    with pytest.raises(MessageError, match=r"joint_space_command: command: .*expected 7"):
+        fill_command(command_message(), positions, ARM, stamp())
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+def test_stamps_and_sizes_of_a_raw_image():
+    frame = frame_from_message(raw_image(picture(), "rgb8", padding=3), 99)
+    assert (frame.height, frame.width, frame.row_bytes) == (6, 5, 18)
+    assert frame.stamp_ns == 12_000_000_034
+    assert frame.received_ns == 99
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_every_raw_encoding_gives_the_same_rgb(padding):
+    rgb = picture()
+    alpha = picture(1)
+    bgr = rgb[..., ::-1]
+    for encoding, pixels in (
+        ("rgb8", rgb),
+        ("bgr8", bgr),
+        ("rgba8", np.dstack([rgb, alpha])),
+        ("bgra8", np.dstack([bgr, alpha])),
+    ):
+        np.testing.assert_array_equal(decode(raw_image(pixels, encoding, padding)), rgb)
+    grey = picture(1)
+    np.testing.assert_array_equal(decode(raw_image(grey, "mono8", padding)), np.repeat(grey, 3, 2))
+
+
+@pytest.mark.parametrize("text", ["png", "rgb8; png compressed bgr8", "PNG"])
+def test_png_is_lossless(text):
+    rgb = picture()
+    np.testing.assert_array_equal(decode(compressed_image(rgb, ".png", text)), rgb)
+
+
+@pytest.mark.parametrize("text", ["jpeg", "jpg", "rgb8; jpeg compressed bgr8"])
+def test_jpeg_is_rgb_and_not_bgr(text):
+    red = np.zeros((32, 48, 3), np.uint8)
+    red[..., 0] = 250
+    decoded = decode(compressed_image(red, ".jpg", text))
+    assert decoded.shape == (32, 48, 3)
+    assert np.abs(decoded.astype(int) - red).max() < 8
+
+
+def test_jpeg_padded_with_zeros_still_decodes():
+    message = compressed_image(picture(), ".jpg", "jpeg")
+    message.data += b"\0" * 16
+    assert decode(message).shape == (6, 5, 3)
+
+
+def cut(message, length):
+    message.data = message.data[:length]
+    return message
+
+
+def changed(message, **fields):
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "fragments"),
+    [
+        (cut(raw_image(picture(), "rgb8"), 89), ("data", "89 bytes", "90 for 5x6")),
+        (changed(raw_image(picture(), "rgb8"), step=14), ("step", "14", "at least 15")),
+        (changed(raw_image(picture(), "rgb8"), height=0, data=b""), ("data", "not an empty")),
+        (raw_image(picture(), "bayer_rggb8"), ("encoding", "'bayer_rggb8'", "rgb8")),
+        (cut(compressed_image(picture(3, 64, 64), ".jpg", "jpeg"), 900), ("data", "900", "jpeg")),
+        (cut(compressed_image(picture(3, 64, 64), ".png", "png"), 900), ("data", "900", "png")),
+        (cut(compressed_image(picture(), ".jpg", "jpeg"), 0), ("data", "0 bytes", "jpeg")),
+        (
+            changed(compressed_image(picture(), ".jpg", "jpeg"), data=b"not\xff\xd9"),
+            ("data", "do not decode", "jpeg"),
+        ),
+        (compressed_image(picture(), ".png", "h264"), ("format", "'h264'", "jpeg or png")),
+    ],
+)
+def test_a_wrong_image_is_one_line(message, fragments):
+    with pytest.raises(MessageError) as caught:
+        image_to_rgb(frame_from_message(message, 1, "camera head"), "camera head")
+    assert "\n" not in str(caught.value)
+    for fragment in ("camera head", *fragments):
+        assert fragment in str(caught.value)
+
+
+def all_kinds():
+    channels = {"rgba8": 4, "bgra8": 4, "mono8": 1}
+    messages = [raw_image(picture(channels.get(kind, 3)), kind) for kind in RAW]
+    messages.append(compressed_image(picture(3, 40, 56), ".jpg", "jpeg"))
+    messages.append(compressed_image(picture(), ".png", "png"))
+    return messages
+
+
+@pytest.mark.parametrize("message", all_kinds(), ids=[*RAW, "jpeg", "png"])
+def test_same_pixels_as_rosbags_image(message):
+    reference = pytest.importorskip("rosbags.image", reason="rosbags-image is not installed")
+    message.data = np.frombuffer(message.data, np.uint8)
+    theirs = reference.message_to_cvimage(message, "rgb8")
+    np.testing.assert_array_equal(decode(message), theirs)
+
+
+@pytest.mark.parametrize("kind", RAW)
+def test_same_pixels_as_cv_bridge(kind):
+    bridge = pytest.importorskip("cv_bridge", reason="cv_bridge comes with a ROS 2 installation")
+    sensor_msgs = pytest.importorskip("sensor_msgs.msg", reason="ROS 2 is not sourced")
+    ours = raw_image(picture({"rgba8": 4, "bgra8": 4, "mono8": 1}.get(kind, 3)), kind)
+    theirs = sensor_msgs.Image(
+        height=ours.height, width=ours.width, encoding=kind, step=ours.step, data=ours.data
+    )
+    np.testing.assert_array_equal(decode(ours), bridge.CvBridge().imgmsg_to_cv2(theirs, "rgb8"))
