@@ -13,7 +13,7 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pruning.settings import PrunerSettings
 
 DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EngineSettings:
         checkpoint: openpi or lerobot checkpoint directory.
         tokenizer: SentencePiece file; None takes the checkpoint's own or openpi's cache.
         device: ``auto`` takes CUDA where there is one.
-        dtype: ``auto`` is openpi's mixed bfloat16 on CUDA and float32 on CPU.
+        dtype: ``fp32``, ``bf16`` (openpi's mixed precision) or ``auto``: bf16 on CUDA, fp32 on CPU.
         pruner: The pruning method of the first session.
         flow_steps: Euler steps of the action expert; None takes the checkpoint's (10).
         threads: torch threads on the CPU; 0 leaves torch's own choice.

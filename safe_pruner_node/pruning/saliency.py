@@ -25,5 +25,5 @@ def visual_saliency(query: Tensor, keys: Tensor, n_visual: int, over: str = "vis
     # Heads that share a key head are rows of one product: no key is ever repeated.
     grouped = query.float().reshape(len(keys), -1, dim)  # [g, h/g * R, d]
     logits = torch.bmm(grouped, keys.float().transpose(1, 2)) * dim**-0.5  # [g, h/g * R, M]
-    attention = logits.softmax(-1)[..., :n_visual]
-    return attention.sum((0, 1)) / (heads * rows)
+    total: Tensor = logits.softmax(-1)[..., :n_visual].sum((0, 1))
+    return total / (heads * rows)

@@ -1,0 +1,75 @@
+"""From settings to an engine that is ready to be warmed."""
+
+from __future__ import annotations
+
+import torch
+
+from safe_pruner_node.engine.base import Engine
+from safe_pruner_node.engine.eager import EagerEngine
+from safe_pruner_node.engine.settings import EngineSettings
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.pi05.checkpoint import Checkpoint, load_checkpoint
+from safe_pruner_node.pi05.tokenizer import PromptTokenizer, find_tokenizer
+
+
+def build_engine(settings: EngineSettings) -> Engine:
+    """Load the checkpoint and build the engine on the chosen device.
+
+    Args:
+        settings: Validated settings.
+
+    Raises:
+        ConfigError: Checkpoint, tokenizer, statistics, device or pruner do not fit.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    checkpoint = load_checkpoint(settings.checkpoint, device=device, dtype=settings.dtype)
+    _check_sizes(checkpoint, settings)
+    path = find_tokenizer(settings.checkpoint, settings.tokenizer)
+    tokenizer = PromptTokenizer(path, checkpoint.config.max_prompt_tokens)
+    if tokenizer.vocab_size > checkpoint.config.vocab_size:
+        raise ConfigError(
+            path,
+            "tokenizer",
+            f"{tokenizer.vocab_size} pieces",
+            f"at most {checkpoint.config.vocab_size}, the rows of the checkpoint's embedding",
+        )
+    return EagerEngine(
+        checkpoint,
+        tokenizer,
+        settings.pruner,
+        flow_steps=settings.flow_steps,
+        seed=settings.seed,
+        state_in_prompt=settings.state_in_prompt,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: ``cuda`` where torch sees no CUDA device.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        found = "cuda, but torch sees no CUDA device"
+        raise ConfigError("parameter", "device", found, "cpu, or a CUDA build of torch and a GPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def _check_sizes(checkpoint: Checkpoint, settings: EngineSettings) -> None:
+    stats = checkpoint.norm_stats
+    if stats is None:
+        raise ConfigError(checkpoint.directory, "norm_stats", "nothing", "the policy's statistics")
+    for key, wanted, found in (
+        ("state", settings.state_dim, stats.state.dim),
+        ("actions", settings.action_dim, stats.actions.dim),
+    ):
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                checkpoint.directory,
+                f"norm_stats.{key}",
+                f"{found} channels",
+                f"{wanted}, as the robot's layout",
+            )

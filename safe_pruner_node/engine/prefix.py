@@ -1,0 +1,131 @@
+"""The language model's prefill, split at the pruning layer.
+
+Early: layers 0..ls-2 in full, and of layer ls-1 the keys and values of every token. Late: queries,
+attention and MLP of layer ls-1 for the rows that go on, then the layers from ls. So a pruned row
+costs nothing after its keys and values, and nothing is computed twice.
+
+Shapes: B = 1, N prefix tokens (N_vis visual, then text), K visual tokens kept, D width, h query
+heads, g key heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05, Rope, rotate
+
+
+@dataclass(frozen=True)
+class EarlyPrefix:
+    """The prefill, halted inside layer ls-1.
+
+    Attributes:
+        layer: ls.
+        n_visual: N_vis.
+        x: Input of layer ls-1, [1, N, D].
+        normed: The same after that layer's input norm, [1, N, D].
+        rope: Rotary tables of all N positions.
+        text_query: Queries of the text rows at layer ls-1, [1, h, N - N_vis, d].
+        cache: Keys and values of layers 0..ls-1, every token.
+    """
+
+    layer: int
+    n_visual: int
+    x: Tensor
+    normed: Tensor
+    rope: Rope
+    text_query: Tensor
+    cache: tuple[KeyValue, ...]
+
+
+def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPrefix:
+    """Run the prefill up to the decision.
+
+    Args:
+        model: The policy.
+        x: Prefix embeddings, visual tokens first, [1, N, D].
+        n_visual: N_vis.
+        layer: ls, in 1..depth-1.
+    """
+    rope = model.rope(torch.arange(x.shape[1], device=x.device)[None])
+    *full, boundary = model.vlm.blocks()[:layer]
+    cache: list[KeyValue] = []
+    for block in full:
+        x, kv = block(x, rope)
+        cache.append(kv)
+    normed, _ = boundary.input_layernorm(x)
+    cache.append(_keys_values(boundary, normed, rope))
+    text_query = _query(boundary, normed[:, n_visual:], _rows(rope, slice(n_visual, None)))
+    return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache))
+
+
+def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[KeyValue]:
+    """Finish the prefill with the visual tokens that go on.
+
+    Rows keep their original positions: hidden states and rotary tables are gathered alike.
+
+    Args:
+        model: The policy.
+        early: Where `prefill_early` halted.
+        keep: Ascending visual indices [K]; None keeps all.
+
+    Returns:
+        Keys and values of every layer: N tokens below ls, K plus the text from there on.
+    """
+    blocks = model.vlm.blocks()
+    boundary = blocks[early.layer - 1]
+    n, n_visual = early.x.shape[1], early.n_visual
+    if keep is None:
+        x, rope = early.x, early.rope
+        visual_normed, visual_rope = early.normed[:, :n_visual], _rows(rope, slice(n_visual))
+    else:
+        rows = torch.cat([keep, torch.arange(n_visual, n, device=keep.device)])  # [K + T]
+        x, rope = early.x[:, rows], _rows(early.rope, rows)
+        visual_normed, visual_rope = early.normed[:, keep], _rows(early.rope, keep)
+    query = torch.cat([_query(boundary, visual_normed, visual_rope), early.text_query], 2)
+    k, v = early.cache[-1]
+    x = boundary.finish(x, boundary.attend(query, k, v), None)
+    cache = list(early.cache)
+    *middle, last = blocks[early.layer :]
+    for block in middle:
+        x, kv = block(x, rope)
+        cache.append(kv)
+    # Nobody reads the last layer's output: keys and values are all that is needed of it.
+    normed, _ = last.input_layernorm(x)
+    cache.append(_keys_values(last, normed, rope))
+    return cache
+
+
+def prefill_full(model: Pi05, x: Tensor) -> list[KeyValue]:
+    """The vanilla prefill of x [1, N, D]: every token in every layer."""
+    rope = model.rope(torch.arange(x.shape[1], device=x.device)[None])
+    *full, last = model.vlm.blocks()
+    cache: list[KeyValue] = []
+    for block in full:
+        x, kv = block(x, rope)
+        cache.append(kv)
+    normed, _ = last.input_layernorm(x)
+    cache.append(_keys_values(last, normed, rope))
+    return cache
+
+
+def _query(layer: GemmaLayer, normed: Tensor, rope: Rope) -> Tensor:
+    q = layer.self_attn.q_proj(normed).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+    return rotate(q, rope)  # [1, h, n, d]
+
+
+def _keys_values(layer: GemmaLayer, normed: Tensor, rope: Rope) -> KeyValue:
+    attention = layer.self_attn
+    k, v = (
+        projection(normed).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)  # [1, g, n, d]
+        for projection in (attention.k_proj, attention.v_proj)
+    )
+    return rotate(k, rope), v
+
+
+def _rows(rope: Rope, rows: Tensor | slice) -> Rope:
+    cos, sin = rope
+    return cos[:, rows], sin[:, rows]

@@ -1,0 +1,176 @@
+"""One policy session on tensors: images and tokens in, normalised actions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, FlowSchedule
+from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_early, prefill_full, prefill_late
+from safe_pruner_node.engine.timing import StageTimer
+from safe_pruner_node.pi05.model import Pi05
+from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Scene
+from safe_pruner_node.pruning.registry import build_pruner
+from safe_pruner_node.pruning.settings import PrunerSettings
+
+
+@dataclass(frozen=True)
+class SessionStep:
+    """What one policy query gave.
+
+    Attributes:
+        actions: Normalised actions, [1, H, A].
+        decision: What happened to the visual tokens.
+        query: Number of this query since the last reset.
+        n_text: Text tokens.
+        context: Cameras and prompt it was made for.
+    """
+
+    actions: Tensor
+    decision: Decision
+    query: int
+    n_text: int
+    context: Context
+
+
+class PolicySession:
+    """A model, a pruner and the queries since the last reset.
+
+    Sessions may share a model; everything remembered is the session's own.
+
+    Args:
+        model: The policy; B = 1, no padding, no masks.
+        settings: The pruning method.
+        flow_steps: Euler steps; None takes the model's.
+
+    Raises:
+        ConfigError: The pruner's settings do not fit the model.
+    """
+
+    def __init__(
+        self, model: Pi05, settings: PrunerSettings, flow_steps: int | None = None
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.pruner = build_pruner(settings, model.config.vlm.depth)
+        with torch.inference_mode():
+            self.schedule = FlowSchedule(model, flow_steps or model.config.flow_steps)
+        self.query = 0
+
+    def set_pruner(self, settings: PrunerSettings) -> None:
+        """Change the method; the session starts over.
+
+        Raises:
+            ConfigError: The settings do not fit the model; the old method stays.
+        """
+        self.pruner = build_pruner(settings, self.model.config.vlm.depth)
+        self.settings = settings
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new episode."""
+        self.pruner.reset()
+        self.query = 0
+
+    @torch.inference_mode()
+    def step(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        noise: Tensor,
+        context: Context,
+        timer: StageTimer | None = None,
+    ) -> SessionStep:
+        """Run one policy query.
+
+        Args:
+            images: One image per camera in prefix order, [C, 3, S, S] in [-1, 1].
+            tokens: Text tokens, [1, T].
+            noise: Initial noise, [1, H, A].
+            context: Identity of the scene; its cameras are those of `images`.
+            timer: Told the stages; None times nothing.
+
+        Raises:
+            ConfigError: The camera floors do not fit the cameras.
+        """
+        timer = timer or StageTimer(noise.device)
+        with timer.stage("vision"):
+            z = self.model.embed_images(images).flatten(0, 1)  # [N_vis, D]
+        if self.pruner.layer is None:
+            actions = self._full_step(z, tokens, noise, timer)
+            decision = Decision()
+        else:
+            actions, decision = self._pruned_step(
+                Scene(z, context), self.pruner.layer, tokens, noise, timer
+            )
+        step = SessionStep(actions, decision, self.query, tokens.shape[1], context)
+        self.query += 1
+        return step
+
+    def _full_step(self, z: Tensor, tokens: Tensor, noise: Tensor, timer: StageTimer) -> Tensor:
+        with timer.stage("prefill_early"):
+            prefix = torch.cat([z[None], self.model.embed_text(tokens)], 1)
+            cache = prefill_full(self.model, prefix)
+        with timer.stage("denoise"):
+            return ActionFlow(self.model, self.schedule, noise, prefix.shape[1]).run(cache)
+
+    def _pruned_step(
+        self, scene: Scene, layer: int, tokens: Tensor, noise: Tensor, timer: StageTimer
+    ) -> tuple[Tensor, Decision]:
+        model, settings = self.model, self.settings
+        n_visual = len(scene.z)
+        with timer.stage("match"):
+            self.pruner.begin(scene)
+        with timer.stage("prefill_early"):
+            prefix = torch.cat([scene.z[None], model.embed_text(tokens)], 1)
+            early = prefill_early(model, prefix, n_visual, layer)
+        flow = ActionFlow(model, self.schedule, noise, prefix.shape[1])
+        view = self._early_view(scene, early, flow, timer)
+        with timer.stage("select"):
+            decision = self.pruner.decide(view)
+        with timer.stage("prefill_late"):
+            cache = prefill_late(model, early, decision.keep)
+        with timer.stage("denoise"):
+            deep = None
+            if decision.capture_deep:
+                deep = DeepProbe(
+                    self.pruner.deep_layers,
+                    n_visual,
+                    settings.softmax_over,
+                    settings.denoise_steps,
+                    len(self.schedule),
+                )
+            actions = flow.run(cache, deep)
+            if decision.keyframe:
+                self.pruner.observe(view, None if deep is None else deep.saliency())
+        return actions, decision
+
+    def _early_view(
+        self, scene: Scene, early: EarlyPrefix, flow: ActionFlow, timer: StageTimer
+    ) -> EarlyView:
+        rows = self.settings.query_rows
+        if rows == "action_probe":
+            with timer.stage("denoise"):  # the first layers of its first step, only earlier
+                query, keys = flow.probe(early.cache)
+            return EarlyView(scene, query, keys)
+        query, keys = early.text_query[0], early.cache[-1][0][0]
+        return EarlyView(scene, query[:, -1:] if rows == "last_text" else query, keys)
+
+
+def camera_context(
+    prompt: str,
+    cameras: Sequence[str],
+    tokens_per_camera: int,
+    resolution: Sequence[tuple[int, int]],
+    checkpoint: str,
+) -> Context:
+    """The context of cameras that all give the same number of tokens."""
+    return Context(
+        prompt=prompt,
+        cameras=tuple((name, tokens_per_camera) for name in cameras),
+        resolution=tuple(resolution),
+        checkpoint=checkpoint,
+    )

@@ -1,0 +1,50 @@
+"""Milliseconds per stage: steady clock on a CPU, events on a CUDA stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class StageTimer:
+    """Adds up the time of named stages, in the order in which they first ran.
+
+    On CUDA the events are recorded in the stream and read once at the end, so that timing
+    does not synchronise between stages.
+
+    Args:
+        device: Where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._ms: dict[str, float] = {}
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the enclosed work and add it to `name`."""
+        self._ms.setdefault(name, 0.0)
+        if self._cuda:
+            start = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._events.append((name, start, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._ms[name] += (time.perf_counter() - started) * 1e3
+
+    def milliseconds(self) -> dict[str, float]:
+        """Stage to milliseconds; on CUDA this waits for the last event."""
+        if self._events:
+            self._events[-1][2].synchronize()
+            for name, start, end in self._events:
+                self._ms[name] += start.elapsed_time(end)
+            self._events.clear()
+        return dict(self._ms)
