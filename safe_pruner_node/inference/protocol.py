@@ -36,6 +36,7 @@ class WorkerSettings:
     Attributes:
         engine: What the worker builds; picklable, torch-free.
         robot_config: Path of the robot configuration (layout, units, cameras, calibration).
+        threads: CPU threads of the image work outside the engine, whose own are in ``engine``.
         niceness: Added to the worker's nice value, 0..19, so that control wins the CPU.
         heartbeat_s: Period of the idle worker's sign of life.
         hang_timeout_s: Longest step, and longest silence of an idle worker, before it is killed.
@@ -51,6 +52,7 @@ class WorkerSettings:
 
     engine: EngineSettings
     robot_config: Path
+    threads: int = 1
     niceness: int = 5
     heartbeat_s: float = 0.5
     hang_timeout_s: float = 5.0
@@ -60,6 +62,7 @@ class WorkerSettings:
     frame_bytes_max: int = 16 * 1024 * 1024
 
     def __post_init__(self) -> None:
+        _require("threads", self.threads, self.threads >= 1, "at least 1")
         _require("niceness", self.niceness, 0 <= self.niceness <= 19, "0..19")
         _require("heartbeat_s", self.heartbeat_s, self.heartbeat_s > 0, "above 0")
         _require(

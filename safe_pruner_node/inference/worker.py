@@ -17,6 +17,8 @@ from ctypes import Array
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
+import cv2
+
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
 from safe_pruner_node.inference.process import die_with_parent, yield_to_control
@@ -70,6 +72,7 @@ def worker_main(
     yield_to_control(settings.niceness)
     faulthandler.enable()
     faulthandler.register(HANG_SIGNAL)
+    cv2.setNumThreads(settings.threads)
     try:
         worker = _Worker(settings, channel, memoryview(frames).cast("B"), engine_factory)
         worker.serve()

@@ -109,6 +109,7 @@ def test_overlays_come_through_shared_memory_whole(launch, observe, robot):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("threads", 0),
         ("niceness", 20),
         ("heartbeat_s", 0.0),
         ("hang_timeout_s", 0.5),

@@ -15,7 +15,6 @@ import conftest
 import pytest
 import worker_fakes
 
-from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.inference.client import WorkerState
 from safe_pruner_node.inference.events import (
     WorkerFailed,
@@ -325,12 +324,3 @@ def test_ctrl_c_is_left_to_the_parent(launch, observe):
     assert worker.submit(observe())
     worker.wait_for(WorkerResult)
     assert worker.client.pid == pid
-
-
-def test_missing_checkpoint_is_the_config_errors_line(launch, settings, tmp_path):
-    engine = EngineSettings(checkpoint=tmp_path / "nowhere", device="cpu")
-    worker = launch(None, dataclasses.replace(settings, engine=engine))
-    line = worker.wait_for(WorkerFailed).line
-    assert "nowhere" in line
-    assert "expected" in line
-    assert worker.client.deaths == 0
