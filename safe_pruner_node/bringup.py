@@ -56,7 +56,8 @@ class BringupOptions:
     robot_config: str = _argument("", "Robot description. Empty: config/astribot_s1.yaml.")
     tokenizer: str = _argument("", "SentencePiece model. Empty: the checkpoint's, else openpi's.")
     device: str = _argument("auto", "auto, cpu or cuda.")
-    worker_threads: int = _argument(0, "CPU threads of the policy worker; 0 leaves it to torch.")
+    worker_threads: int = _argument(0, "CPU threads of the policy worker; 0: all cores but one.")
+    twin_summary: str = _argument("", "Where the twin writes its counts when it ends (JSON).")
     seed: int = _argument(0, "Seed of the flow noise and of the twin's scene.")
 
 
@@ -131,13 +132,14 @@ def node_specs(options: BringupOptions) -> list[NodeSpec]:
                     "camera_rate_hz": TWIN_CAMERA_RATE_HZ,
                     "state_rate_hz": TWIN_STATE_RATE_HZ,
                     "seed": options.seed,
+                    "summary_path": options.twin_summary,
                 },
             )
         )
     policy = {
         item.name: getattr(options, item.name)
         for item in dataclasses.fields(options)
-        if item.name != "twin"
+        if item.name not in {"twin", "twin_summary"}
     }
     policy |= {
         "robot_config": robot_config,

@@ -65,10 +65,14 @@ def rollout_video(record: RunRecord, path: Path) -> None:
                 step_index += 1
             picture = _compose(decoded, trace, now_s / last_s if last_s else 0.0)
             _caption(picture, record, step_index, now_s, font)
-            for packet in stream.encode(av.VideoFrame.from_image(picture)):
+            for packet in stream.encode(_frame(picture)):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+
+
+def _frame(picture: Image.Image) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
 
 
 def _panel(jpeg: bytes, camera: str) -> Image.Image:

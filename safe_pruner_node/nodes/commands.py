@@ -26,9 +26,7 @@ class CommandPublishers:
             if segment.commanded and part.command_topic is not None:
                 # A plain publisher on purpose: a lifecycle publisher is silent from the moment
                 # a deactivation begins, and the hold has to go out until the loop has ended.
-                publisher = LifecycleNode.create_publisher(
-                    node, RobotJointController, part.command_topic, qos
-                )
+                publisher = node.create_publisher(RobotJointController, part.command_topic, qos)
                 self._parts.append((publisher, part, slices[segment.part]))
 
     def publish(self, position: FloatArray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -34,12 +35,10 @@ def require_messages() -> None:
         ConfigError: Names the package that cannot be imported and how to get it.
     """
     for package in ("astribot_msgs", "safe_pruner_msgs"):
-        try:
-            __import__(f"{package}.msg")
-        except ImportError as error:
+        if importlib.util.find_spec(package) is None:
             raise ConfigError(
                 "message package",
                 package,
-                f"not importable ({error})",
+                "not on PYTHONPATH",
                 "the robot vendor's workspace or ros2_ws/install sourced",
-            ) from None
+            )

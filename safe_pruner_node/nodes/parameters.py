@@ -49,7 +49,7 @@ class PolicyNodeParameters:
     )
     flow_steps: int = _parameter(0, "Euler steps of the flow; 0 takes the checkpoint's.", 0, 100)
     device: str = _parameter("auto", "Where the policy runs.", choices=("auto", "cpu", "cuda"))
-    worker_threads: int = _parameter(0, "CPU threads of the policy; 0 leaves it to torch.", 0, 256)
+    worker_threads: int = _parameter(0, "CPU threads of the policy; 0: all cores but one.", 0, 256)
     worker_niceness: int = _parameter(5, "Niceness of the policy process.", 0, 19)
     seed: int = _parameter(0, "Seed of the flow noise.", 0, 2**31 - 1)
     auto_start: bool = _parameter(False, "Start the policy without a person; the twin only.")
@@ -93,7 +93,7 @@ def check_value(name: str, value: object) -> object:
         expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         raise ConfigError(_SOURCE, name, f"{value!r} ({type(value).__name__})", expected[kind])
     low, high = item.metadata["low"], item.metadata["high"]
-    if low is not None and not low <= value <= high:  # type: ignore[operator]
+    if low is not None and not low <= value <= high:
         raise ConfigError(_SOURCE, name, value, f"{low:g} to {high:g}")
     choices = item.metadata["choices"]
     if choices and value not in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -82,7 +83,7 @@ class PolicyNode(LifecycleNode):
         # Telemetry outlives every lifecycle state, so these are plain publishers.
         self._step_publisher = self._plain_publisher("step")
         self._control_publisher = self._plain_publisher("control")
-        self._diagnostics_publisher = super().create_publisher(
+        self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", QoSProfile(depth=10)
         )
         self._create_services()
@@ -119,7 +120,7 @@ class PolicyNode(LifecycleNode):
 
     # --- lifecycle ----------------------------------------------------------------------------
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Validate everything, load and warm the model. One line and FAILURE when wrong."""
         started_s = time.monotonic()
         try:
@@ -158,18 +159,18 @@ class PolicyNode(LifecycleNode):
         self._brake_and_stop_loop("deactivated")
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """End the worker; the node can be configured again."""
         self._close_session()
         return TransitionCallbackReturn.SUCCESS
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Brake and hold when active, then end everything."""
         self._brake_and_stop_loop("shut down")
         self._close_session()
         return TransitionCallbackReturn.SUCCESS
 
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """An exception in a transition: hold, close, and be configurable again."""
         self._brake_and_stop_loop("error in a transition")
         self._close_session()
@@ -189,13 +190,14 @@ class PolicyNode(LifecycleNode):
         require_messages()
         robot = load_robot_config(parameters.robot_config or resource("config/astribot_s1.yaml"))
         check_topic_types(self, robot)
+        threads = parameters.worker_threads or default_worker_threads()
         engine = EngineSettings(
             checkpoint=Path(parameters.checkpoint).expanduser(),
             tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
             device=parameters.device,
             pruner=_pruner_settings(parameters),
             flow_steps=parameters.flow_steps or None,
-            threads=parameters.worker_threads,
+            threads=threads,
             seed=parameters.seed,
             state_in_prompt=robot.policy.state_in_prompt,
             state_dim=robot.layout.dof,
@@ -217,8 +219,7 @@ class PolicyNode(LifecycleNode):
         )
         self._session = PolicySession(self, settings, self._now_s, self._inputs_group)
         self._overlay_publishers = {
-            camera.name: LifecycleNode.create_publisher(
-                self,
+            camera.name: self.create_publisher(
                 CompressedImage,
                 f"~/saliency/{camera.name}/compressed",
                 QoSProfile(depth=2),
@@ -273,7 +274,7 @@ class PolicyNode(LifecycleNode):
     def _now_s(self) -> float:
         """The control clock: steady, or the simulation's where ``use_sim_time`` says so."""
         if self.get_parameter("use_sim_time").value:
-            return self.get_clock().now().nanoseconds * 1e-9
+            return float(self.get_clock().now().nanoseconds) * 1e-9
         return time.monotonic()
 
     def _start_timers(self, *, simulated: bool) -> None:
@@ -328,14 +329,13 @@ class PolicyNode(LifecycleNode):
         if session is None or loop is None or session.output is None:
             return
         statistics = loop.statistics()
-        new = statistics.ticks - self._ticks_published
+        periods_s = loop.periods(after=self._ticks_published)
         self._ticks_published = statistics.ticks
         layout = session.settings.robot.layout
         snapshot = ControlSnapshot(
             output=session.output,
-            counters=session.supervisor.counters,
             loop=statistics,
-            periods_ms=tuple(loop.periods()[-new:] * 1e3) if new > 0 else (),
+            periods_ms=tuple(1e3 * periods_s),
             commanding=session.commands is not None,
             worker=session.worker.state.value,
             rate_hz=session.settings.control_rate_hz,
@@ -407,7 +407,12 @@ class PolicyNode(LifecycleNode):
         import safe_pruner_msgs.msg as messages  # noqa: PLC0415 - generated
 
         kind = {"step": messages.PolicyStep, "control": messages.ControlState}[name]
-        return super().create_publisher(kind, f"~/{name}", QoSProfile(depth=20))
+        return self.create_publisher(kind, f"~/{name}", QoSProfile(depth=20))
+
+
+def default_worker_threads() -> int:
+    """All cores but the one that control and the subscriptions need, eight at most."""
+    return max(1, min(8, (os.cpu_count() or 2) - 1))
 
 
 def _pruner_settings(parameters: PolicyNodeParameters) -> PrunerSettings:
@@ -452,7 +457,7 @@ def _control_health(session: PolicySession) -> Health:
     level = DiagnosticStatus.OK if output.mode is Mode.POLICY else DiagnosticStatus.WARN
     if output.mode is Mode.ESTOP:
         level = DiagnosticStatus.ERROR
-    counters = session.supervisor.counters
+    counters = output.counters
     return Health(
         "control",
         level,

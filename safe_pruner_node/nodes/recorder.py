@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from rclpy.node import Node
@@ -37,7 +38,7 @@ class RunRecorder(Node):
             self.create_subscription(
                 CompressedImage,
                 f"/{target}/saliency/{camera}/compressed",
-                lambda message, name=camera: self._on_overlay(name, message),
+                partial(self._on_overlay, camera),
                 reliable,
             )
 

@@ -11,7 +11,6 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from safe_pruner_msgs.msg import CameraStatus, ControlState, PolicyStep, StageTime
 
 from safe_pruner_node.control.loop import LoopStatistics
-from safe_pruner_node.control.statistics import ControlCounters
 from safe_pruner_node.control.supervisor import ControlOutput, Mode
 from safe_pruner_node.nodes.observation_buffer import CameraSet
 from safe_pruner_node.types import StepReport
@@ -69,6 +68,7 @@ def policy_step_message(step: FinishedStep) -> PolicyStep:
     message.cameras = [
         CameraStatus(
             name=name,
+            stamp=_time(step.cameras.frames[name].stamp_ns),
             age_ms=float(step.cameras.age_s[name] * 1e3),
             receive_age_ms=float(step.cameras.receive_age_s[name] * 1e3),
             received=count.received,
@@ -108,7 +108,6 @@ class ControlSnapshot:
 
     Attributes:
         output: What the supervisor said last.
-        counters: Its totals.
         loop: Period statistics.
         periods_ms: Periods since the last snapshot.
         commanding: Commands go out.
@@ -120,7 +119,6 @@ class ControlSnapshot:
     """
 
     output: ControlOutput
-    counters: ControlCounters
     loop: LoopStatistics
     periods_ms: tuple[float, ...]
     commanding: bool
@@ -133,7 +131,7 @@ class ControlSnapshot:
 
 def control_state_message(snapshot: ControlSnapshot, stamp: Time) -> ControlState:
     """The ``~/control`` message."""
-    output, loop, counters = snapshot.output, snapshot.loop, snapshot.counters
+    output, loop, counters = snapshot.output, snapshot.loop, snapshot.output.counters
     message = ControlState()
     message.header.stamp = stamp
     message.mode = _MODE[output.mode]
@@ -145,7 +143,7 @@ def control_state_message(snapshot: ControlSnapshot, stamp: Time) -> ControlStat
     message.ticks = loop.ticks
     message.ticks_expected = loop.expected_ticks
     message.period_ms = float(loop.period_p50_ms)
-    message.jitter_p99_ms = float(_p99_jitter_ms(snapshot))
+    message.jitter_p99_ms = float(loop.jitter_p99_ms)
     message.period_max_ms = float(loop.period_max_ms)
     message.overruns = loop.overruns
     message.periods_ms = list(snapshot.periods_ms)
@@ -162,14 +160,6 @@ def control_state_message(snapshot: ControlSnapshot, stamp: Time) -> ControlStat
     message.joint_names = list(snapshot.joint_names)
     message.command = [] if output.position is None else output.position.tolist()
     return message
-
-
-def _p99_jitter_ms(snapshot: ControlSnapshot) -> float:
-    """99th percentile of |period - nominal| since the last message; NaN without a period."""
-    if not snapshot.periods_ms:
-        return float("nan")
-    nominal_ms = 1e3 / snapshot.rate_hz
-    return float(np.percentile(np.abs(np.asarray(snapshot.periods_ms) - nominal_ms), 99))
 
 
 @dataclass(frozen=True)

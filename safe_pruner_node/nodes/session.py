@@ -20,7 +20,7 @@ from rclpy.lifecycle import LifecycleNode
 
 from safe_pruner_node.control.limits import JointLimits
 from safe_pruner_node.control.settings import ControlSettings
-from safe_pruner_node.control.supervisor import ControlOutput, ControlSupervisor, Mode, Verdict
+from safe_pruner_node.control.supervisor import ControlOutput, ControlSupervisor, Mode, Outcome
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.client import WorkerClient, WorkerState
 from safe_pruner_node.inference.events import (
@@ -121,6 +121,7 @@ class PolicySession:
                 first_action_tolerance=robot.first_action_tolerance,
                 max_state_age_s=robot.control.max_state_age_s,
                 starvation_timeout_s=robot.control.starvation_timeout_s,
+                first_chunk_timeout_s=robot.control.first_chunk_timeout_s,
                 auto_resume=settings.auto_resume,
             ),
             JointLimits(
@@ -149,7 +150,7 @@ class PolicySession:
         self.worker.start()
         while not self._ready.wait(0.05):
             if self.worker.state is WorkerState.FAILED:
-                raise _WorkerRefused(self.worker.failure)
+                raise _WorkerRefusedError(self.worker.failure)
             if not alive():
                 raise ConfigError("configure", "", "a request to stop", "to be left to finish")
 
@@ -190,7 +191,7 @@ class PolicySession:
         now_s = self._now_s()
         if self._auto_start_pending and self.worker.state is WorkerState.READY:
             self._auto_start_pending = not self.supervisor.start(now_s).ok
-        if not self.supervisor.wants_chunks or now_s < self._next_query_s:
+        if not self.supervisor.wants_chunk or now_s < self._next_query_s:
             return
         if self.worker.state is not WorkerState.READY:
             return
@@ -216,7 +217,7 @@ class PolicySession:
         if self.worker.submit(observation, self.supervisor.epoch, want_overlay=self.want_overlay):
             self._next_query_s = now_s + 1.0 / self.settings.query_rate_hz
 
-    def start(self) -> Verdict:
+    def start(self) -> Outcome:
         """Hand the arms to the policy, when the supervisor allows it."""
         return self.supervisor.start(self._now_s())
 
@@ -281,7 +282,7 @@ class PolicySession:
         query = self._query
         if event.overlays:
             self.overlays.append(dict(event.overlays))
-        queue_actions = 0 if self.output is None else self.output.remaining_actions
+        queue_actions = self.supervisor.remaining_actions
         outcome = self.supervisor.on_chunk(event.chunk, now_s)
         if not outcome.ok:
             self._node.get_logger().warning(
@@ -310,7 +311,7 @@ class PolicySession:
         self._node.get_logger().warning(line, throttle_duration_sec=1.0)
 
 
-class _WorkerRefused(ConfigError):
+class _WorkerRefusedError(ConfigError):
     """The worker's one line, handed on as it is."""
 
     def __init__(self, line: str) -> None:
