@@ -305,7 +305,8 @@ class Pi05(nn.Module):
         """Image tokens: images [B, 3, S, S] in [-1, 1] to [B, tokens, D]; not scaled."""
         root = "paligemma_with_expert.paligemma.model"
         features = self.get_submodule(f"{root}.vision_tower.vision_model")(images)
-        return cast("Tensor", self.get_submodule(f"{root}.multi_modal_projector.linear")(features))
+        tokens = self.get_submodule(f"{root}.multi_modal_projector.linear")(features)
+        return cast("Tensor", tokens.to(self.dtype))  # LeRobot keeps the vision path in fp32
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Text tokens [B, T] to [B, T, D], scaled by sqrt(D) as Gemma does."""

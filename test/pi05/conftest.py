@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from safe_pruner_node.pi05.checkpoint import save_openpi
 from safe_pruner_node.pi05.config import TINY
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.nano import train_tokenizer
@@ -25,18 +27,18 @@ def random_tiny(seed, config=TINY):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model():
     return random_tiny
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_224():
     """TINY at openpi's fixed image size."""
     return replace(TINY, vision=replace(TINY.vision, image=224))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def norm_stats():
     random = np.random.default_rng(0)
 
@@ -55,23 +57,65 @@ def tokenizer_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run_openpi(tmp_path):
+def run_openpi_side(command, directory):
     """Run a command of `openpi_side.py` on a folder, in which it leaves its answer."""
+    assert PARITY_PYTHON.is_file(), (
+        f"{PARITY_PYTHON.relative_to(ROOT)} is missing: `tools/setup.sh parity`, part of "
+        "`make test`, installs openpi's own model; parity cannot be judged without it"
+    )
+    done = subprocess.run(
+        [PARITY_PYTHON, Path(__file__).with_name("openpi_side.py"), command, directory],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
-    def run(command, directory=tmp_path):
-        assert PARITY_PYTHON.is_file(), (
-            f"{PARITY_PYTHON.relative_to(ROOT)} is missing: `tools/setup.sh parity`, part of "
-            "`make test`, installs openpi's own model; parity cannot be judged without it"
-        )
-        done = subprocess.run(
-            [PARITY_PYTHON, Path(__file__).with_name("openpi_side.py"), command, directory],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=150,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
 
-    return run
+@pytest.fixture(scope="session")
+def run_openpi():
+    return run_openpi_side
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """Names, shapes and types of openpi's full-size model, from its own class on meta."""
+    directory = tmp_path_factory.mktemp("published")
+    run_openpi_side("keys", directory)
+    return json.loads((directory / "answer.json").read_text())
+
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+
+def write_case(directory, model, stats, seed, valid_cameras, n_tokens):
+    """Weights and one padded query, as openpi gets them; returns the trimmed query."""
+    random = torch.Generator().manual_seed(100 + seed)
+    config = model.config
+    save_openpi(directory, model, stats, "robot")
+    dtype = "float32" if model.dtype == torch.float32 else "bfloat16"
+    sizes = json.dumps({**config.to_json(), "dtype": dtype})
+    (directory / "sizes.json").write_text(sizes)
+    size = config.vision.image
+    images = {c: torch.rand(1, 3, size, size, generator=random) * 2 - 1 for c in valid_cameras}
+    noise = torch.randn(1, config.horizon, config.action_dim, generator=random)
+    tokens = torch.randint(0, config.vocab_size, (1, n_tokens), generator=random)
+    padded = torch.zeros(1, config.max_prompt_tokens, dtype=torch.long)
+    padded[:, :n_tokens] = tokens
+    empty = -torch.ones(1, 3, size, size)
+    np.savez(
+        directory / "query.npz",
+        noise=noise,
+        tokens=padded,
+        token_mask=torch.arange(config.max_prompt_tokens)[None] < n_tokens,
+        **{f"image_{c}": images.get(c, empty) for c in CAMERAS},
+        **{f"mask_{c}": np.array([c in images]) for c in CAMERAS},
+    )
+    return list(images.values()), tokens, noise
+
+
+@pytest.fixture(scope="session")
+def make_case():
+    return write_case

@@ -9,6 +9,7 @@ stand-ins take their place before openpi is imported: the arithmetic that runs i
 import importlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
@@ -37,6 +38,11 @@ PUBLISHED = {
     },
 }
 """openpi.models.gemma.get_config, which cannot be imported without JAX."""
+
+
+STEPS = 10
+"""openpi's default number of Euler steps."""
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
 def stand_in(name, **attributes):
@@ -81,6 +87,9 @@ def without_jax():
     assert transformers.AutoProcessor
     for name in ("jax", "jax.numpy", "flax", "orbax", "orbax.checkpoint"):
         stand_in(name)
+    stand_in("flax.struct", dataclass=dataclass(frozen=True))
+    stand_in("flax.nnx", Module=type("Module", (), {}))
+    stand_in("augmax")
     stand_in("flax.traverse_util", flatten_dict=flatten_dict, unflatten_dict=unflatten_dict)
     stand_in("openpi.shared.array_typing")
     sys.modules["openpi.shared.array_typing"].typecheck = lambda function: function
@@ -141,10 +150,9 @@ def build(config, dtype="float32"):
 
 def observation(data):
     """An openpi observation of one padded query."""
-    cameras = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     return SimpleNamespace(
-        images={c: torch.from_numpy(data[f"image_{c}"]) for c in cameras},
-        image_masks={c: torch.from_numpy(data[f"mask_{c}"]) for c in cameras},
+        images={c: torch.from_numpy(data[f"image_{c}"]) for c in CAMERAS},
+        image_masks={c: torch.from_numpy(data[f"mask_{c}"]) for c in CAMERAS},
         state=torch.zeros(1, 32),
         tokenized_prompt=torch.from_numpy(data["tokens"]),
         tokenized_prompt_mask=torch.from_numpy(data["token_mask"]),
@@ -162,7 +170,7 @@ def sample(directory):
         load_model(model, case / "model.safetensors")  # strict, as openpi's own loader
         data = np.load(case / "query.npz")
         actions = type(model).sample_actions(  # the class's: the instance's is torch.compile'd
-            model, "cpu", observation(data), torch.from_numpy(data["noise"]), int(data["steps"])
+            model, "cpu", observation(data), torch.from_numpy(data["noise"]), STEPS
         )
         answers[case.name] = actions.float().numpy()
     np.savez(directory / "answer.npz", **answers)
@@ -185,6 +193,101 @@ def keys(directory):
     (directory / "answer.json").write_text(json.dumps(answer))
 
 
+def share(directory):
+    """`adopt` on a live openpi model, alone and as `.model` of a policy like LeRobot's."""
+    from safe_pruner_node.pi05.adopt import adopt
+
+    case = directory / "case_0"
+    config = json.loads((case / "sizes.json").read_text())
+    live = build(config, config.pop("dtype"))
+    load_model(live, case / "model.safetensors")
+    data = np.load(case / "query.npz")
+    noise = torch.from_numpy(data["noise"])
+    images = [torch.from_numpy(data[f"image_{c}"]) for c in CAMERAS if data[f"mask_{c}"].all()]
+    tokens = torch.from_numpy(data["tokens"])[:, data["token_mask"][0]]
+
+    def compare(live_model, core):
+        ours = adopt(live_model)
+        pointers = {p.data_ptr() for p in core.parameters()}
+        theirs = type(core).sample_actions(core, "cpu", observation(data), noise, STEPS)
+        return {
+            "config": ours.config.to_json(),
+            "own_storage": [n for n, p in ours.named_parameters() if p.data_ptr() not in pointers],
+            "error": (ours.sample_actions(images, tokens, noise) - theirs).abs().max().item(),
+        }
+
+    answer = {"openpi": compare(live, live)}
+    with torch.no_grad():  # a training step on the live model
+        live.action_out_proj.bias += 0.5
+    answer["after a change"] = compare(live, live)
+    # LeRobot needs a newer Python; its policy holds a network of the same names in `.model`
+    policy = torch.nn.Module()
+    policy.model = live
+    live.config.chunk_size = live.config.action_horizon
+    answer["policy"] = compare(policy, live)
+    live.paligemma_with_expert.to_bfloat16_for_selected_params("bfloat16")
+    for part in ("vision_tower", "multi_modal_projector"):  # LeRobot keeps these in fp32
+        getattr(live.paligemma_with_expert.paligemma.model, part).float()
+    mixed = adopt(policy)
+    answer["mixed_finite"] = bool(mixed.sample_actions(images, tokens, noise).isfinite().all())
+    (directory / "answer.json").write_text(json.dumps(answer))
+
+
+def transforms(directory):
+    """openpi's pre- and post-processing of DIR/query.npz, in the order its policy runs it."""
+    import openpi.transforms as t
+    from openpi.models.model import Observation
+    from openpi.models.tokenizer import PaligemmaTokenizer
+    from openpi.shared import image_tools, normalize
+
+    tokenizer_path = directory / "tokenizer.model"
+    sys.modules["openpi.shared.download"].maybe_download = lambda *_, **__: tokenizer_path
+    stats = normalize.load(directory)
+    data = np.load(directory / "query.npz")
+    prompts = json.loads((directory / "prompts.json").read_text())
+    tokenizer = PaligemmaTokenizer(200)
+    answer = {}
+    for i, prompt in enumerate(prompts):
+        inputs = t.compose(
+            [
+                t.Normalize(stats, use_quantiles=True),
+                t.ResizeImages(224, 224),
+                t.TokenizePrompt(tokenizer, discrete_state_input=True),
+                t.PadStatesAndActions(32),
+            ]
+        )({"state": data["state"][i], "image": {"c": data[f"image_{i}"]}, "prompt": prompt})
+        without_state, mask = tokenizer.tokenize(prompt)
+        resized = inputs["image"]["c"]
+        batch = {
+            "image": {"c": torch.from_numpy(resized.copy())[None]},
+            "image_mask": {"c": torch.ones(1, dtype=torch.bool)},
+            "state": torch.from_numpy(inputs["state"])[None],
+        }
+        answer |= {
+            f"state_{i}": inputs["state"],
+            f"resized_{i}": resized,
+            f"tokens_{i}": inputs["tokenized_prompt"][inputs["tokenized_prompt_mask"]],
+            f"tokens_without_state_{i}": without_state[mask],
+            f"pixels_{i}": Observation.from_dict(batch).images["c"].numpy(),
+        }
+        pixels = torch.from_numpy(data[f"image_{i}"])[None].float() / 255.0 * 2.0 - 1.0
+        answer[f"torch_pixels_{i}"] = image_tools.resize_with_pad_torch(pixels, 224, 224).numpy()
+    for use_quantiles in (True, False):
+        name = "quantile" if use_quantiles else "mean_std"
+        outputs = t.Unnormalize(stats, use_quantiles=use_quantiles)(
+            {"state": data["padded_state"], "actions": data["actions"]}
+        )
+        answer[f"actions_{name}"] = outputs["actions"]
+        outputs["actions"] = outputs["actions"][..., :16].copy()
+        absolute = t.AbsoluteActions(data["delta_mask"])(outputs)
+        answer[f"absolute_{name}"] = absolute["actions"]
+        answer[f"relative_to_{name}"] = absolute["state"]
+        state = t.Normalize(stats, use_quantiles=use_quantiles)({"state": data["state"]})["state"]
+        answer[f"normalized_{name}"] = state
+    np.savez(directory / "answer.npz", **answer)
+
+
 if __name__ == "__main__":
     without_jax()
-    {"sample": sample, "keys": keys}[sys.argv[1]](Path(sys.argv[2]))
+    commands = {"sample": sample, "keys": keys, "share": share, "transforms": transforms}
+    commands[sys.argv[1]](Path(sys.argv[2]))
