@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -63,6 +64,10 @@ class ControlLoop(ABC):
         self._tick = tick
         self._on_error = on_error
         self._periods: FloatArray = np.zeros(_RING)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Statistics begin anew."""
         self._ticks = 0
         self._overruns = 0
         self._errors = 0
@@ -129,7 +134,8 @@ class ControlLoop(ABC):
         except Exception as error:  # noqa: BLE001  # the command stream outlives any bug
             self._errors += 1
             if self._on_error is not None:
-                self._on_error(error)
+                with contextlib.suppress(Exception):
+                    self._on_error(error)
 
 
 class RealTimeLoop(ControlLoop):
@@ -167,8 +173,11 @@ class RealTimeLoop(ControlLoop):
         """Begin to tick on a thread of its own."""
         if self._thread is not None:
             return
-        self._stopping.clear()
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._forget()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(self._stopping,), name="control", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -178,10 +187,10 @@ class RealTimeLoop(ControlLoop):
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _run(self) -> None:
+    def _run(self, stopping: threading.Event) -> None:
         self._realtime = _request_realtime()
         deadline_s = self._clock.now_s()
-        while not self._stopping.is_set():
+        while not stopping.is_set():
             self._run_tick(self._clock.now_s())
             deadline_s += self.period_s
             late_s = self._clock.now_s() - deadline_s
@@ -196,7 +205,8 @@ class ClockDrivenLoop(ControlLoop):
     """Ticks when the simulator's clock says so: call ``step_to`` for every ``/clock`` message."""
 
     def start(self) -> None:
-        """Nothing to begin: the clock drives."""
+        """Statistics begin; the clock drives."""
+        self._forget()
 
     def stop(self) -> None:
         """Nothing to end: no clock, no tick."""
