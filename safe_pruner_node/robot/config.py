@@ -29,8 +29,6 @@ CameraName = Annotated[
     str, matching(r"[a-z][a-z0-9_]*", "lower-case letters, digits and _, for it is part of topics")
 ]
 
-DEFAULT_ROBOT_CONFIG = "config/astribot_s1.yaml"
-
 
 @dataclass(frozen=True, config=STRICT)
 class QosProfile:

@@ -90,10 +90,6 @@ class Layout:
         """One vector from the parts' vectors, [dof]. Parts outside the layout are left out."""
         return np.concatenate([by_part[segment.part] for segment in self.segments])
 
-    def split(self, vector: FloatArray) -> dict[str, FloatArray]:
-        """Part name to its piece of a vector [..., dof]."""
-        return {part: vector[..., place] for part, place in self.slices.items()}
-
     def to_policy_state(self, state: FloatArray) -> FloatArray:
         """A robot state in the units of the checkpoint.
 

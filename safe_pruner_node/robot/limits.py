@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -70,10 +69,6 @@ class LimitArrays:
     max_velocity: FloatArray
     max_acceleration: FloatArray
     max_jerk: FloatArray
-
-    def select(self, joints: NDArray[np.bool_]) -> LimitArrays:
-        """The limits of some joints only, such as ``layout.commanded``."""
-        return LimitArrays(*(array[joints] for array in _arrays(self)))
 
     @classmethod
     def concatenate(cls, pieces: Sequence[LimitArrays]) -> LimitArrays:
