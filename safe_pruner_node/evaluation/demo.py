@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from safe_pruner_msgs.srv import SetPrompt
 from std_srvs.srv import Trigger
 
 from safe_pruner_node.bringup import BringupOptions, NodeSpec, node_specs
@@ -51,6 +52,8 @@ class DemoOptions:
     """Policy to run; the small one is built when it is not there."""
     prompt: str = "pick up the red cube"
     """The task in words."""
+    then: str = "put the orange ball on the plate"
+    """The task from half time on: a new prompt makes a keyframe."""
     pruner: str = "robot"
     """Preset of config/pruners.yaml."""
     pruning_ratio: float = -1.0
@@ -106,6 +109,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             control_rate_hz=options.control_rate_hz,
             twin=True,
             auto_start=True,
+            auto_resume=True,
             seed=options.seed,
             twin_summary=str(twin_summary),
         )
@@ -117,7 +121,6 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     try:
         with _processes(specs, options.out) as processes:
             _wait_for_policy(executor, recorder, processes, options, console)
-            recorder.begin()
             _record(executor, recorder, processes, options, console)
             recorder.recording = False
             _stop_policy(executor, recorder)
@@ -187,16 +190,15 @@ def _wait_for_policy(
     options: DemoOptions,
     console: Console,
 ) -> None:
-    """Until the policy drives the arms and overlays flow."""
+    """Until the policy drives the arms."""
     begun_s = time.monotonic()
     log = _log_of("safe_pruner", options.out)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
             executor.spin_once(timeout_sec=0.1)
             _check_alive(processes, options.out)
-            overlays = all(recorder.record.overlays.values())
             control = recorder.control
-            if overlays and control is not None and control.mode_name == "POLICY":
+            if control is not None and control.mode_name == "POLICY":
                 break
             waited_s = time.monotonic() - begun_s
             if "configure failed" in log.read_text(errors="replace"):
@@ -215,12 +217,17 @@ def _record(
     options: DemoOptions,
     console: Console,
 ) -> None:
-    """Record for the wished time with a live status line."""
+    """Record for the wished time with a live status line; a new prompt at half time."""
     begun_s = time.monotonic()
+    prompt = recorder.create_client(SetPrompt, "/safe_pruner/set_prompt")
+    second_half = False
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while (elapsed_s := time.monotonic() - begun_s) < options.seconds:
             executor.spin_once(timeout_sec=0.1)
             _check_alive(processes, options.out)
+            if not second_half and elapsed_s > options.seconds / 2:
+                second_half = True
+                prompt.call_async(SetPrompt.Request(prompt=options.then))
             live.update(Text(_status_line(recorder, elapsed_s, options.seconds)))
 
 

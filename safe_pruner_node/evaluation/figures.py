@@ -45,16 +45,30 @@ def _stages(axes: Axes, record: RunRecord) -> None:
     time_s = np.array([step.time_s for step in steps])
     names = list(dict.fromkeys(name for step in steps for name in step.stage_ms))
     bottom = np.zeros(len(steps))
-    width = 0.9 * (np.median(np.diff(time_s)) if len(steps) > 1 else 0.1)
+    # As wide as the step took, ending where its report arrived: gaps are time without a step.
+    width = np.array([step.step_ms * 1e-3 for step in steps])
     for index, name in enumerate(names):
         height = np.array([step.stage_ms.get(name, 0.0) for step in steps])
         colour = _STAGE_COLOURS[index % len(_STAGE_COLOURS)]
-        axes.bar(time_s, height, width, bottom=bottom, label=name, color=colour, linewidth=0)
+        axes.bar(
+            time_s - width,
+            height,
+            0.94 * width,
+            bottom=bottom,
+            label=name,
+            color=colour,
+            align="edge",
+        )
         bottom += height
     key = np.array([step.keyframe for step in steps])
     if key.any():
         axes.plot(
-            time_s[key], bottom[key] * 1.03, "v", color=KEYFRAME_COLOUR, ms=7, label="keyframe"
+            (time_s - width / 2)[key],
+            bottom[key] * 1.03,
+            "v",
+            color=KEYFRAME_COLOUR,
+            ms=7,
+            label="keyframe",
         )
     axes.plot(
         time_s,

@@ -30,7 +30,7 @@ class RunRecorder(Node):
         self.last_step: PolicyStep | None = None
         self.recording = True
         self._periods_ms: list[float] = []
-        self._start_s = time.monotonic()
+        self._start_s: float | None = None
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         self.create_subscription(PolicyStep, f"/{target}/step", self._on_step, reliable)
         self.create_subscription(ControlState, f"/{target}/control", self._on_control, reliable)
@@ -42,15 +42,10 @@ class RunRecorder(Node):
                 reliable,
             )
 
-    def begin(self) -> None:
-        """Forget what came before: the recording starts now."""
-        cameras = tuple(self.record.overlays)
-        self.record = RunRecord(overlays={camera: [] for camera in cameras})
-        self.first_step = None
-        self._periods_ms.clear()
-        self._start_s = time.monotonic()
-
     def _elapsed_s(self) -> float:
+        """Seconds since the policy took the arms, which is where the recording begins."""
+        if self._start_s is None:
+            self._start_s = time.monotonic()
         return time.monotonic() - self._start_s
 
     def _on_step(self, message: PolicyStep) -> None:
@@ -66,6 +61,8 @@ class RunRecorder(Node):
         self.control = message
         if not self.recording:
             return
+        if message.mode == ControlState.POLICY:
+            self._elapsed_s()
         self._periods_ms.extend(message.periods_ms)
         self.record.control = ControlRecord(
             rate_hz=message.rate_hz,
@@ -81,7 +78,7 @@ class RunRecorder(Node):
         )
 
     def _on_overlay(self, camera: str, message: Any) -> None:  # noqa: ANN401 - generated
-        if self.recording:
+        if self.recording and self._start_s is not None:
             self.record.overlays[camera].append((self._elapsed_s(), bytes(message.data)))
 
 
