@@ -25,6 +25,7 @@ class FlowSchedule:
         steps: Euler steps.
     """
 
+    @torch.inference_mode()
     def __init__(self, model: Pi05, steps: int) -> None:
         times, self.dt = flow_schedule(steps)
         self.conditions = tuple(  # adaRMS condition of each step, [1, D]

@@ -56,9 +56,13 @@ class PolicySession:
         self.model = model
         self.settings = settings
         self.pruner = build_pruner(settings, model.config.vlm.depth)
-        with torch.inference_mode():
-            self.schedule = FlowSchedule(model, flow_steps or model.config.flow_steps)
+        self.schedule = FlowSchedule(model, flow_steps or model.config.flow_steps)
         self.query = 0
+
+    def set_flow_steps(self, steps: int) -> None:
+        """Change the number of Euler steps."""
+        if steps != len(self.schedule):
+            self.schedule = FlowSchedule(self.model, steps)
 
     def set_pruner(self, settings: PrunerSettings) -> None:
         """Change the method; the session starts over.
