@@ -79,6 +79,7 @@ class WorkerState(enum.Enum):
 class _Child:
     process: BaseProcess
     channel: socket.socket
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class WorkerClient:
         self._deadline = 0.0
         self._submitted_s = 0.0
         self._pruner = settings.engine.pruner
-        self._pruner_before = self._pruner
+        self._pruner_sent = self._pruner
+        self._pruner_running = self._pruner
         self._pruner_pending = False
         self._reset_pending = False
         self._own_events: deque[WorkerEvent] = deque()
@@ -165,7 +167,7 @@ class WorkerClient:
     def pid(self) -> int | None:
         """Process id of the living worker; None when there is none."""
         child = self._child
-        return child.process.pid if child is not None else None
+        return child.pid if child is not None else None
 
     def start(self, settings: WorkerSettings | None = None) -> None:
         """Start the worker; READY is announced by an event.
@@ -252,8 +254,6 @@ class WorkerClient:
         Settings that do not fit the model are answered by `WorkerPrunerRefused`.
         """
         with self._lock:
-            if not self._pruner_pending:
-                self._pruner_before = self._pruner
             self._pruner = pruner
             self._pruner_pending = True
             self._flush()
@@ -277,7 +277,7 @@ class WorkerClient:
             _LOG.error("the worker client's thread did not end: on_event is blocked")
             child = self._child
             if child is not None:
-                _kill(child.process)
+                os.kill(child.pid, signal.SIGKILL)
             return
         self._thread = None
 
@@ -297,6 +297,7 @@ class WorkerClient:
             _send(self._child.channel, _pack(Reset()))
         if self._pruner_pending:
             self._pruner_pending = False
+            self._pruner_sent = self._pruner
             _send(self._child.channel, _pack(SetPruner(self._pruner)))
             self._deadline = time.monotonic() + self._settings.start_timeout_s
             self._state = WorkerState.BUSY
@@ -306,6 +307,13 @@ class WorkerClient:
     def _supervise(self) -> None:
         # Inherited by the worker, also while it still imports: Ctrl-C is the parent's to handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._keep_running()
+        except Exception as error:  # noqa: BLE001 - a silent thread would look like a slow worker
+            _LOG.exception("supervision of the worker broke")
+            self._fail(f"cannot supervise the worker: {type(error).__name__}: {error}")
+
+    def _keep_running(self) -> None:
         while not self._stopping:
             loss, exit_code = self._run_one()
             if loss is None:
@@ -352,6 +360,7 @@ class WorkerClient:
         with self._lock:
             self._pruner_pending = False
             self._reset_pending = False
+            self._pruner_running = self._pruner
             engine = replace(self._settings.engine, pruner=self._pruner)
         process = _SPAWN.Process(
             target=_run_worker,
@@ -374,7 +383,7 @@ class WorkerClient:
             raise
         finally:
             theirs.close()
-        child = _Child(process, ours)
+        child = _Child(process, ours, process.pid or 0)
         with self._lock:
             self._child = child
             self._faults_in_row = 0
@@ -424,7 +433,7 @@ class WorkerClient:
                     checkpoint_id=message.checkpoint_id,
                     horizon=message.horizon,
                     action_dim=message.action_dim,
-                    pid=child.process.pid or 0,
+                    pid=child.pid,
                     deaths=self._deaths,
                 )
             )
@@ -473,10 +482,11 @@ class WorkerClient:
         return None
 
     def _pruner_answered(self, message: PrunerAnswer) -> None:
-        if message.refusal is not None:
-            with self._lock:
-                if not self._pruner_pending:
-                    self._pruner = self._pruner_before
+        with self._lock:
+            if message.refusal is None:
+                self._pruner_running = self._pruner_sent
+            elif not self._pruner_pending:  # nor has another been asked for since
+                self._pruner = self._pruner_running
         self._become_idle()
         if message.refusal is not None:
             self._emit(WorkerPrunerRefused(message.refusal))
@@ -494,21 +504,23 @@ class WorkerClient:
         if loss is None:
             now_s = time.monotonic()
             budget_s = max(0.0, (self._stop_by or now_s + 1.0) - now_s)
-            _send(child.channel, _pack(Stop()))
-            process.join(budget_s * 0.6)
+            if self._state is not WorkerState.STARTING:  # then it would not listen yet
+                _send(child.channel, _pack(Stop()))
+                process.join(budget_s * 0.6)
             if process.is_alive():
                 process.terminate()
                 process.join(budget_s * 0.2)
         elif process.exitcode is None:
-            if loss.hung and process.pid is not None:
-                os.kill(process.pid, HANG_SIGNAL)
+            if loss.hung:
+                os.kill(child.pid, HANG_SIGNAL)
             process.join(0.1)  # its own exit code says more than our SIGKILL
-        _kill(process)
+        if process.exitcode is None:
+            process.kill()
         process.join(2.0)
         exit_code = process.exitcode
         child.channel.close()
         if exit_code is None:
-            _LOG.error("worker %s does not end even by SIGKILL (stuck in a driver?)", process.pid)
+            _LOG.error("worker %s does not end even by SIGKILL (stuck in a driver?)", child.pid)
         else:
             process.close()
         return exit_code
@@ -594,11 +606,6 @@ def _receive(channel: socket.socket) -> FromWorker | None:
         raise EOFError
     message: FromWorker = pickle.loads(packet)  # noqa: S301 - written by our own child
     return message
-
-
-def _kill(process: BaseProcess) -> None:
-    if process.exitcode is None and process.pid is not None:
-        process.kill()
 
 
 def _describe_exit(exit_code: int | None) -> str:

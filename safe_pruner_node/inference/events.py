@@ -81,7 +81,8 @@ class WorkerLost:
 
     Attributes:
         reason: One line.
-        exit_code: As in ``multiprocessing.Process.exitcode``: negative is the signal.
+        exit_code: As in ``multiprocessing.Process.exitcode``: negative is the signal, also our
+            own SIGKILL for one that hung or took too long to leave.
         out_of_memory: The worker said that it ran out of (host or GPU) memory.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from safe_pruner_node.robot.codecs import image_to_rgb
 from safe_pruner_node.robot.config import RobotConfig
 from safe_pruner_node.types import (
     ActionChunk,
+    CameraFrame,
     Observation,
     PolicyInput,
     RgbImage,
@@ -48,14 +50,16 @@ class PolicyStep:
     Args:
         engine: Built and warm.
         robot: Layout, units and cameras.
+        threads: Images decoded and undistorted at the same time.
 
     Raises:
         ConfigError: A camera calibration is missing or wrong.
     """
 
-    def __init__(self, engine: Engine, robot: RobotConfig) -> None:
+    def __init__(self, engine: Engine, robot: RobotConfig, *, threads: int = 1) -> None:
         self.engine = engine
         self.robot = robot
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="image")
         calibrations = {camera.name: camera.load_calibration() for camera in robot.cameras}
         self._undistorters = {
             name: Undistorter(calibration)
@@ -83,7 +87,7 @@ class PolicyStep:
             images = self._decode(observation)
         try:
             with before.stage("undistort"):
-                images = {name: self._undistort(name, image) for name, image in images.items()}
+                images = self._undistort(images)
             state = self.robot.layout.to_policy_state(observation.state)
             actions, report = self.engine.step(PolicyInput(images, state, observation.prompt))
         except ConfigError as error:
@@ -118,9 +122,9 @@ class PolicyStep:
             camera.name: np.full((camera.height, camera.width, 3), 127, np.uint8)
             for camera in self.robot.cameras
         }
-        images = {name: self._undistort(name, image) for name, image in images.items()}
         state = self.robot.layout.to_policy_state(self.robot.home)
-        actions, _ = self.engine.step(PolicyInput(images, state, _REHEARSAL_PROMPT))
+        inputs = PolicyInput(self._undistort(images), state, _REHEARSAL_PROMPT)
+        actions, _ = self.engine.step(inputs)
         horizon, action_dim = actions.shape
         if action_dim != self.robot.layout.dof:
             raise ConfigError(
@@ -135,20 +139,17 @@ class PolicyStep:
 
     def _decode(self, observation: Observation) -> dict[str, RgbImage]:
         """RGB images in the policy's camera order."""
-        images = {}
-        for camera in self.robot.cameras:
-            frame = observation.frames.get(camera.name)
-            if frame is None:
-                raise InputError(f"camera {camera.name}: no frame in the observation")
-            try:
-                images[camera.name] = image_to_rgb(frame)
-            except ConfigError as error:
-                raise InputError(f"camera {camera.name}: {error}") from error
-        return images
+        names = [camera.name for camera in self.robot.cameras]
+        frames = [observation.frames.get(name) for name in names]
+        return dict(zip(names, self._pool.map(_decode, names, frames), strict=True))
 
-    def _undistort(self, camera: str, image: RgbImage) -> RgbImage:
-        undistorter = self._undistorters.get(camera)
-        return image if undistorter is None else undistorter.apply(image)
+    def _undistort(self, images: Mapping[str, RgbImage]) -> dict[str, RgbImage]:
+        def undistort(name: str, image: RgbImage) -> RgbImage:
+            undistorter = self._undistorters.get(name)
+            return image if undistorter is None else undistorter.apply(image)
+
+        undistorted = self._pool.map(undistort, images.keys(), images.values())
+        return dict(zip(images, undistorted, strict=True))
 
 
 class _StageTimes:
@@ -162,6 +163,15 @@ class _StageTimes:
         start_s = time.perf_counter()
         yield
         self.ms[name] = (time.perf_counter() - start_s) * 1e3
+
+
+def _decode(camera: str, frame: CameraFrame | None) -> RgbImage:
+    if frame is None:
+        raise InputError(f"camera {camera}: no frame in the observation")
+    try:
+        return image_to_rgb(frame)
+    except ConfigError as error:
+        raise InputError(f"camera {camera}: {error}") from error
 
 
 def _draw_overlays(images: Mapping[str, RgbImage], report: StepReport) -> dict[str, bytes]:

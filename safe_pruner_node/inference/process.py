@@ -32,4 +32,6 @@ def yield_to_control(niceness: int) -> None:
         niceness: Added to the nice value, 0..19.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A control process under real-time scheduling must not hand that down.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     os.nice(niceness)

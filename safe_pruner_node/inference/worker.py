@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from safe_pruner_node.engine.base import Engine
     from safe_pruner_node.engine.settings import EngineSettings
 
+_LINE_MAX = 2000
+
 EngineFactory = Callable[["EngineSettings"], "Engine"]
 
 
@@ -77,7 +79,7 @@ def worker_main(
         worker = _Worker(settings, channel, memoryview(frames).cast("B"), engine_factory)
         worker.serve()
     except ConfigError as error:
-        _send(channel, Failed(str(error)))
+        _send(channel, Failed(_cut(str(error))))
     except (BrokenPipeError, ConnectionResetError):
         pass  # the control process is gone, and with it the reason to live
     except Exception as error:  # noqa: BLE001 - a worker's last word, whatever it died of
@@ -105,7 +107,7 @@ class _Worker:
         engine, checkpoint_id = _build(settings.engine, engine_factory)
         engine.warm_up(lambda text, fraction: self._progress(text, 0.4 + 0.5 * fraction))
         self._progress("rehearsing one step", 0.9)
-        self._policy = PolicyStep(engine, robot)
+        self._policy = PolicyStep(engine, robot, threads=settings.threads)
         horizon, action_dim = self._policy.rehearse()
         _send(channel, Ready(engine.describe(), checkpoint_id, horizon, action_dim))
 
@@ -135,7 +137,7 @@ class _Worker:
                 self._observation(request), request.epoch, want_overlay=request.want_overlay
             )
         except InputError as error:
-            _send(self._channel, StepFailed(request.seq, str(error), input_fault=True))
+            _send(self._channel, StepFailed(request.seq, _cut(str(error)), input_fault=True))
             return
         except Exception as error:
             if _is_out_of_memory(error):
@@ -161,7 +163,7 @@ class _Worker:
         try:
             self._policy.engine.set_pruner(message.pruner)
         except ConfigError as error:
-            refusal = str(error)
+            refusal = _cut(str(error))
         _send(self._channel, PrunerAnswer(refusal))
 
     def _observation(self, request: StepRequest) -> Observation:
@@ -216,7 +218,12 @@ def _send(channel: socket.socket, message: FromWorker) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return _cut(" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+def _cut(line: str) -> str:
+    """A line that surely fits into one message; torch can list thousands of keys."""
+    return line if len(line) <= _LINE_MAX else line[:_LINE_MAX] + " ..."
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

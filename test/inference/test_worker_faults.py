@@ -136,7 +136,20 @@ def test_unexpected_start_failure_gives_up_after_bounded_respawns(launch, settin
     worker = launch(worker_fakes.broken, dataclasses.replace(settings, max_respawns=1))
     failed = worker.wait_for(WorkerFailed)
     assert failed.line == "worker lost 2 times in a row: OSError: no such device"
-    assert worker.wait_for(WorkerLost).exit_code == 1
+    assert worker.wait_for(WorkerLost).reason == "OSError: no such device"
+
+
+def test_factory_that_cannot_be_sent_is_a_failure_and_not_silence(launch):
+    worker = launch(lambda settings: settings)
+    assert "pickle" in worker.wait_for(WorkerFailed).line
+    assert worker.client.state is WorkerState.FAILED
+
+
+def test_endless_error_is_cut_to_a_line_that_fits(launch):
+    worker = launch(worker_fakes.wordy)
+    line = worker.wait_for(WorkerFailed).line
+    assert "key.0, key.1" in line
+    assert len(line) < 3000
 
 
 def test_out_of_memory_is_said_and_restarted(launch, observe):
@@ -216,7 +229,10 @@ def test_pruner_that_does_not_fit_is_refused_and_the_old_one_survives_a_respawn(
     first = worker.wait_for(WorkerReady)
     worker.client.set_pruner(dataclasses.replace(pruner, layer=99))
     assert "layer" in worker.wait_for(WorkerPrunerRefused).line
+    assert worker.client._pruner == pruner
     worker.client.set_pruner(dataclasses.replace(pruner, rho=0.5))
+    worker.client.set_pruner(dataclasses.replace(pruner, layer=77))
+    assert "77" in worker.wait_for(WorkerPrunerRefused, 2).line
     os.kill(first.pid, signal.SIGKILL)
     worker.wait_for(WorkerReady, 2)
     assert worker.submit(observe())

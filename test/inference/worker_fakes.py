@@ -80,6 +80,11 @@ def misconfigured(settings):
     raise ConfigError(settings.checkpoint, "norm_stats", "7 numbers", "16")
 
 
+def wordy(settings):
+    missing = ", ".join(f"key.{i}" for i in range(100_000))
+    raise ConfigError(settings.checkpoint, "missing keys", missing, "none missing")
+
+
 def broken(settings):  # noqa: ARG001
     raise OSError("no such device")
 
