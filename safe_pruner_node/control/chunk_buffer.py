@@ -9,6 +9,8 @@ import numpy as np
 from safe_pruner_node.control.interpolation import hermite, monotone_tangents, smoothstep
 from safe_pruner_node.types import ActionChunk, FloatArray
 
+_ABSURD = 1e6  # no joint of any unit goes there, and arithmetic on it could overflow
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -132,6 +134,18 @@ class ChunkBuffer:
         remaining = min(len(newest.actions), int(np.floor(left_s / newest.dt_s + 1e-9)) + 1)
         return Sample(position, velocity, starved=left_s < 0.0, remaining=max(0, remaining))
 
+    def mean_velocity(self, now_s: float, half_window_s: float) -> FloatArray:
+        """Mean velocity of the plan around ``now_s``, [dof]; zeros while the buffer is empty.
+
+        Args:
+            now_s: Control-clock time, seconds.
+            half_window_s: Averaged from this long before to this long after, seconds.
+        """
+        before, after = self.sample(now_s - half_window_s), self.sample(now_s + half_window_s)
+        if before is None or after is None:
+            return np.zeros(self._dof)
+        return (after.position - before.position) / (2.0 * half_window_s)
+
     def _weight(self, playing: _Playing, now_s: float) -> tuple[float, float]:
         """Blend weight of a chunk and its rate of change, 1/s."""
         if self._blend_s <= 0.0:
@@ -147,6 +161,9 @@ def malformation(chunk: ActionChunk, dof: int) -> str:
         return f"actions of shape {list(shape)}, expected [horizon, {dof}]"
     if not np.all(np.isfinite(chunk.actions)):
         return "actions not finite"
+    largest = float(np.max(np.abs(chunk.actions)))
+    if largest > _ABSURD:
+        return f"an action of magnitude {largest:g}"
     if not (np.isfinite(chunk.time_s) and np.isfinite(chunk.dt_s) and chunk.dt_s > 0.0):
         return f"chunk time {chunk.time_s} s, step {chunk.dt_s} s, expected finite and positive"
     return ""

@@ -18,8 +18,10 @@ from safe_pruner_node.types import ActionChunk, FloatArray
 
 __all__ = ["ControlOutput", "ControlSettings", "ControlSupervisor", "Mode", "Outcome"]
 
+_NOT_STARTED = "not started"
 _WAITING = "waiting for the first chunk"
 _WORKER_LOST = "worker lost"
+_MAX_HALF_WINDOW_S = 0.1
 
 
 class Mode(Enum):
@@ -102,9 +104,14 @@ class ControlSupervisor:
         self._lock = threading.Lock()
         self._buffer = ChunkBuffer(limits.dof, settings.blend_s)
         self._tracker = LimitedTracker(limits, settings.dt_s)
+        # Noise between two actions moves the plan's velocity faster than a joint can follow.
+        # Chasing it time-optimally amplifies it, so the plan's velocity is averaged over the
+        # time a joint takes to build up its acceleration. The position is not averaged.
+        build_up_s = float(np.max(limits.max_acceleration / limits.max_jerk))
+        self._half_window_s = min(max(build_up_s, settings.dt_s), _MAX_HALF_WINDOW_S)
         self._counters = ControlCounters.zero(limits.dof)
         self._mode = Mode.HOLD
-        self._reason = "not started"
+        self._reason = _NOT_STARTED
         self._armed = False
         self._resume = False  # take up POLICY again once the fault is gone
         self._worker_ready = False
@@ -153,7 +160,7 @@ class ControlSupervisor:
             self._measured = None
             self._has_command = False
             if self._mode is not Mode.ESTOP:
-                self._hold("not started")
+                self._hold(_NOT_STARTED)
 
     def on_state(self, position: FloatArray, now_s: float) -> None:
         """Take measured joints; the first fresh ones become the command at the next tick.
@@ -289,9 +296,14 @@ class ControlSupervisor:
     def _anchor(self, now_s: float) -> bool:
         """Begin the command at the measured joints; False while there are no fresh ones."""
         if not self._has_command and self._measured is not None:
-            self._has_command = not self._state_obstacle(now_s)
-            if self._has_command:
+            obstacle = self._state_obstacle(now_s) or self._outside_limits(self._measured)
+            if obstacle and self._mode is not Mode.ESTOP:
+                self._reason = obstacle
+            elif not obstacle:
+                if self._mode is Mode.HOLD and not self._armed:
+                    self._reason = _NOT_STARTED
                 self._tracker.reset(self._measured)
+                self._has_command = True
         return self._has_command
 
     def _command(self, now_s: float) -> tuple[Command, bool]:
@@ -302,7 +314,8 @@ class ControlSupervisor:
             return self._tracker.brake(hard=self._mode is Mode.ESTOP), False
         if not sample.starved:
             self._reason, self._remaining = "", sample.remaining
-            return self._tracker.track(sample.position, sample.velocity), False
+            velocity = self._buffer.mean_velocity(now_s, self._half_window_s)
+            return self._tracker.track(sample.position, velocity), False
         self._reason = "starved"
         if now_s - newest.end_s > self._settings.starvation_timeout_s:
             self._fault("starved")
@@ -375,11 +388,15 @@ class ControlSupervisor:
         stale = self._state_obstacle(now_s)
         if stale or self._measured is None:
             return stale
-        inside = np.clip(self._measured, self._limits.min_position, self._limits.max_position)
         held = self._tracker.position if self._has_command else self._measured
-        return self._too_far("limit", inside, self._measured) or self._too_far(
+        return self._outside_limits(self._measured) or self._too_far(
             "command held", held, self._measured
         )
+
+    def _outside_limits(self, measured: FloatArray) -> str:
+        """What a wrong unit, a wrong polarity or a broken sensor looks like; empty if inside."""
+        inside = np.clip(measured, self._limits.min_position, self._limits.max_position)
+        return self._too_far("limit", inside, measured)
 
     def _arm(self, now_s: float) -> None:
         self._buffer.bump_epoch()

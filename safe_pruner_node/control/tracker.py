@@ -98,12 +98,14 @@ class LimitedTracker:
         """Command for this tick, towards a target that moves.
 
         Args:
-            position: Where the target is at this tick, [dof], finite.
-            velocity: How fast it moves, [dof], finite.
+            position: Where the target is at this tick, [dof]; not finite means brake.
+            velocity: How fast it moves, [dof].
         """
         limits, dt_s, state = self._limits, self._dt_s, self._state
         if self._hard:
             return self.brake(hard=True)
+        if not (np.all(np.isfinite(position)) and np.all(np.isfinite(velocity))):
+            return self._advance(self._braked(), clamped=True)
         target = np.clip(position, limits.min_position, limits.max_position)
         reach = limits.max_velocity * dt_s * (1.0 + _TOLERANCE) + _TOLERANCE
         clamped = bool(

@@ -119,6 +119,7 @@ def test_one_bad_number_drops_the_whole_chunk(bad):
         (line(1.0, dof=3), "shape [30, 3], expected [horizon, 2]"),
         (ActionChunk(np.zeros((0, 2)), 0.0, DT, 0), "shape"),
         (ActionChunk(np.zeros(2), 0.0, DT, 0), "shape"),
+        (ActionChunk(np.full((3, 2), -1e300), 0.0, DT, 0), "magnitude 1e+300"),
         (ActionChunk(np.zeros((3, 2)), 0.0, 0.0, 0), "step 0.0 s"),
         (ActionChunk(np.zeros((3, 2)), np.nan, DT, 0), "chunk time nan"),
         (line(1.0, horizon=2), "ended"),

@@ -100,10 +100,30 @@ def test_start_is_refused_far_outside_the_limits(rig):
     r = rig()
     r.supervisor.on_worker_ready(r.now)
     r.measured = np.array([0.2, 0.5, 170.0])
-    r.tick()
+    output = r.tick()
+    assert output.position is None, "nonsense is not sent back to the robot"
+    assert "measured 170, tolerance 20" in output.hold_reason
     outcome = r.supervisor.start(r.now)
     assert not outcome.ok
     assert "joint 2" in outcome.message
+    r.measured = r.home
+    output = r.tick()
+    np.testing.assert_array_equal(output.position, r.home)
+    assert output.hold_reason == "not started"
+
+
+def test_noise_between_actions_is_not_amplified(rig):
+    """Actions shake by 5 mrad, faster than the joint can follow; the joint stays near the mean."""
+    r = rig().run()
+    noise = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(20):
+        chunk = r.chunk(begin=r.home, goal=r.home)
+        chunk.actions[:, 0] += 0.005 * noise.standard_normal(30)
+        assert r.supervisor.on_chunk(chunk, r.now).ok
+        r.tick(30)
+        worst = max(worst, np.max(np.abs(r.commands[-30:, 0] - r.home[0])))
+    assert worst < 0.025
 
 
 def test_policy_moves_the_joints_through_the_chunk(rig):

@@ -119,6 +119,18 @@ def test_clamped_says_that_the_request_was_altered():
     assert tracker.track(outside, np.zeros(4)).clamped
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e308])
+def test_absurd_target_cannot_harm(bad):
+    tracker = LimitedTracker(ARM, 0.01)
+    tracker.reset(HOME)
+    commands = [HOME] * 3 + run(tracker, HOME, 0.8 * SCALE, 50)
+    for _ in range(20):
+        for position, velocity in ((HOME + bad, SCALE), (HOME, HOME * 0.0 + bad)):
+            command = tracker.track(position, velocity)
+            commands.append(command.position)
+    assert_within_limits(commands, 0.01)
+
+
 def test_brake_comes_to_rest_and_stays():
     tracker = LimitedTracker(ARM, 0.01)
     tracker.reset(HOME)
