@@ -181,13 +181,16 @@ def test_a_stage_runs_again_only_after_failure_or_another_input(tmp_path):
 
 def test_a_package_cut_short_by_a_kill_is_not_believed(tmp_path):
     site = tmp_path / "lib" / "python3.11" / "site-packages"
-    whole, cut = site / "whole-1.dist-info", site / "cut-1.dist-info"
-    for info in (whole, cut):
+    whole, cut, early = (site / f"{name}-1.dist-info" for name in ("whole", "cut", "early"))
+    for info in (whole, cut, early):
         info.mkdir(parents=True)
         (info / "METADATA").touch()
-    (whole / "RECORD").touch()
+        (info / "RECORD").write_text(f"{info.name}/METADATA,,\n")  # the wheel's own
+    (whole / "RECORD").write_text(f"{whole.name}/METADATA,,\n{whole.name}/INSTALLER,,\n")
+    (early / "RECORD").unlink()
     function = run("sed", "-n", "/^drop_half_installed()/,/^}/p", "tools/setup.sh").stdout
     done = run("bash", "-euc", f"{function}\ndrop_half_installed {tmp_path}")
     assert done.returncode == 0, done.stderr
     assert whole.exists()
     assert not cut.exists()
+    assert not early.exists()

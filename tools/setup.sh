@@ -91,11 +91,12 @@ pip_install() {
         -c "$state/constraints.txt" "$@"
 }
 
-# pip writes RECORD last: what has none was cut short, and pip would believe it installed.
+# What a kill cut short pip would believe to be installed: the wheel's own RECORD comes early. Its
+# last act is to write RECORD anew, with the name of the installer in it.
 drop_half_installed() {
     local info
     for info in "$1"/lib/python3*/site-packages/*.dist-info; do
-        [ ! -d "$info" ] || [ -f "$info/RECORD" ] || rm -rf "$info"
+        [ ! -d "$info" ] || grep -qs '/INSTALLER,' "$info/RECORD" || rm -rf "$info"
     done
     rm -rf "$1"/lib/python3*/site-packages/~*
 }
