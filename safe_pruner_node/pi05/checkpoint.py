@@ -256,11 +256,17 @@ def _load_weights(
     path: Path, config: Pi05Config, device: torch.device, cast: Callable[[str], torch.dtype]
 ) -> Pi05:
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             names = model_keys(list(file.keys()))
             shapes = {ours: file.get_slice(name).get_shape() for ours, name in names.items()}
-            model = check_shapes(path, shapes, config)
-            tensors = {ours: file.get_tensor(name).to(cast(ours)) for ours, name in names.items()}
+        model = check_shapes(path, shapes, config)
+        tensors: dict[str, Tensor] = {}
+        for ours, name in names.items():
+            # A map for each tensor: its pages are given back as soon as the tensor is copied out.
+            # A copy, because 8-byte aligned views of a map round differently (and change when
+            # somebody overwrites the file).
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                tensors[ours] = file.get_tensor(name).to(cast(ours), copy=True)
     except (OSError, SafetensorError) as error:  # absent, unreadable, truncated, not safetensors
         raise ConfigError(path, "", error, "a complete safetensors file") from None
     model.load_state_dict(tensors, assign=True)
@@ -305,16 +311,16 @@ def save_openpi(
     tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
     tensors[LM_HEAD] = tensors.pop(EMBED_TOKENS)  # tied: openpi saves it under this name
     tensors[EXPERT_LM_HEAD] = _unused_head(model)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    _write_weights(tensors, directory)
+    write_openpi(directory / "assets" / asset_id / "norm_stats.json", norm_stats)
+    _copy_tokenizer(tokenizer, directory)
     raw: dict[str, Any] = {
         "action_dim": config.action_dim,
         "action_horizon": config.horizon,
         **_variants(config),
         "precision": str(model.dtype).removeprefix("torch."),
     }
-    _write_json(directory / "config.json", raw)
-    write_openpi(directory / "assets" / asset_id / "norm_stats.json", norm_stats)
-    _copy_tokenizer(tokenizer, directory)
+    _write_json(directory / "config.json", raw)  # last: without it the rest is no checkpoint
 
 
 def save_lerobot(
@@ -327,7 +333,9 @@ def save_lerobot(
     tensors = {f"model.{name}": t.contiguous() for name, t in model.state_dict().items()}
     tensors[f"model.{LM_HEAD}"] = tensors[f"model.{EMBED_TOKENS}"].clone()
     tensors[f"model.{EXPERT_LM_HEAD}"] = _unused_head(model)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+    _write_weights(tensors, directory)
+    write_lerobot(directory, norm_stats)
+    _copy_tokenizer(tokenizer, directory)
     raw: dict[str, Any] = {
         "type": "pi05",
         "chunk_size": config.horizon,
@@ -341,8 +349,13 @@ def save_lerobot(
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     _write_json(directory / "config.json", raw)
-    write_lerobot(directory, norm_stats)
-    _copy_tokenizer(tokenizer, directory)
+
+
+def _write_weights(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Write beside and rename: a running process may have the old file mapped as its weights."""
+    partial = directory / f"{WEIGHTS}.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(directory / WEIGHTS)
 
 
 def _unused_head(model: Pi05) -> Tensor:

@@ -62,8 +62,8 @@ def build_nano(directory: str | Path, seed: int = 0) -> Path:
     model = random_model(NANO, seed)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(mixed_dtype(name))
-    save_openpi(directory, model, s1_norm_stats(), ASSET_ID, tokenizer)
     (directory / "README.md").write_text(_model_card(model, seed), encoding="utf-8")
+    save_openpi(directory, model, s1_norm_stats(), ASSET_ID, tokenizer)
     return directory
 
 
