@@ -20,19 +20,21 @@ from pathlib import Path
 
 import cv2
 import rclpy
+import rclpy.utilities
 from astribot_msgs.msg import RobotJointController, RobotJointState
 from builtin_interfaces.msg import Time
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool
 
 from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.nodes.messages import camera_message_type, qos_profile
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot import config as robot
 from safe_pruner_node.twin.camera_thread import CameraThread
@@ -53,12 +55,14 @@ MAX_CATCH_UP_S = 0.1
 ROS_OWN_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides")
 
 
-class TwinNode(Node):
-    """Node ``astribot_twin``."""
+class TwinNode:
+    """Node ``astribot_twin``: the robot's end of the wire around a :class:`TwinSim`."""
 
     def __init__(self) -> None:
-        super().__init__("astribot_twin", automatically_declare_parameters_from_overrides=True)
+        self._node = Node("astribot_twin", automatically_declare_parameters_from_overrides=True)
+        self._logger = self._node.get_logger()
         self.settings = self._read_settings()
+        os.nice(self.settings.niceness)  # before the threads start: they inherit it
         path = self.settings.robot_config or resource("config/astribot_s1.yaml")
         self._robot = robot.load_robot_config(path)
         resolutions = _resolutions(self._robot, self.settings.camera_scale)
@@ -75,9 +79,9 @@ class TwinNode(Node):
         self._stop = threading.Event()
         self._failure: Exception | None = None
         self._cameras_on = self.settings.cameras_on
-        self._camera_frames = Counter({camera: 0 for camera in resolutions})
-        self._commands = Counter({part: 0 for part in self._parts})
-        self._started_s = time.monotonic()
+        self._camera_frames = Counter(dict.fromkeys(resolutions, 0))
+        self._camera_stamps_ns: dict[str, list[int]] = {camera: [] for camera in resolutions}
+        self._commands = Counter(dict.fromkeys(self._parts, 0))
         self._advertise()
         self._cameras = CameraThread(self._sim.model, resolutions, self._publish_image)
 
@@ -86,22 +90,22 @@ class TwinNode(Node):
     def _read_settings(self) -> TwinSettings:
         given = {
             name: parameter.value
-            for name, parameter in self.get_parameters_by_prefix("").items()
-            if not name.startswith(ROS_OWN_PARAMETERS)
+            for name, parameter in self._node.get_parameters_by_prefix("").items()
+            if isinstance(parameter, Parameter) and not name.startswith(ROS_OWN_PARAMETERS)
         }
         settings = twin_settings(given)
         for name, value in vars(settings).items():
             if name in given:
-                self.undeclare_parameter(name)
+                self._node.undeclare_parameter(name)
             descriptor = ParameterDescriptor(read_only=True, dynamic_typing=True)
-            self.declare_parameter(name, value, descriptor)
+            self._node.declare_parameter(name, value, descriptor)
         return settings
 
     def _advertise(self) -> None:
-        offered = _qos(self._robot.qos.robot_publisher)
-        asked = _qos(self._robot.qos.robot_subscriber)
+        offered = qos_profile(self._robot.qos.robot_publisher)
+        asked = qos_profile(self._robot.qos.robot_subscriber)
         self._state_publishers = {
-            name: self.create_publisher(RobotJointState, part.state_topic, offered)
+            name: self._node.create_publisher(RobotJointState, part.state_topic, offered)
             for name, part in self._parts.items()
         }
         for name, part in self._parts.items():
@@ -110,14 +114,15 @@ class TwinNode(Node):
             def take(message: RobotJointController, name: str = name, topic: str = topic) -> None:
                 self._take_command(message, name, topic)
 
-            self.create_subscription(RobotJointController, topic, take, asked)
+            self._node.create_subscription(RobotJointController, topic, take, asked)
         self._image_publishers: dict[str, Publisher] = {}
         for camera in self._robot.cameras:
-            kind = CompressedImage if camera.type == "CompressedImage" else Image
-            self._image_publishers[camera.name] = self.create_publisher(kind, camera.topic, offered)
-        self.create_service(SetBool, CAMERA_CONTROL, self._switch_cameras)
+            self._image_publishers[camera.name] = self._node.create_publisher(
+                camera_message_type(camera), camera.topic, offered
+            )
+        self._node.create_service(SetBool, CAMERA_CONTROL, self._switch_cameras)
         if self.settings.lock_step:
-            self._clock_publisher = self.create_publisher(Clock, "/clock", 10)
+            self._clock_publisher = self._node.create_publisher(Clock, "/clock", 10)
 
     # --- callbacks (main thread) --------------------------------------------------------------
 
@@ -132,7 +137,7 @@ class TwinNode(Node):
                 values=message.command,
             )
         except ConfigError as error:
-            self.get_logger().warning(f"command refused: {error}", throttle_duration_sec=1.0)
+            self._logger.warning(f"command refused: {error}", throttle_duration_sec=1.0)
             return
         with self._sim_lock:
             self._sim.set_command(part, positions)
@@ -145,7 +150,7 @@ class TwinNode(Node):
         self._cameras_on = request.data
         response.success = True
         response.message = f"cameras {'on' if request.data else 'off'}"
-        self.get_logger().info(response.message)
+        self._logger.info(response.message)
         return response
 
     # --- publishing ---------------------------------------------------------------------------
@@ -167,10 +172,11 @@ class TwinNode(Node):
 
     def _publish_image(self, camera: str, rgb: RgbImage, stamp_ns: int) -> None:
         publisher = self._image_publishers[camera]
-        message = publisher.msg_type()
+        kind = publisher.msg_type
+        message = CompressedImage() if kind is CompressedImage else Image()
         message.header.stamp = _time(stamp_ns)
         message.header.frame_id = f"{camera}_camera_optical_frame"
-        if publisher.msg_type is CompressedImage:
+        if isinstance(message, CompressedImage):
             quality = [cv2.IMWRITE_JPEG_QUALITY, self.settings.jpeg_quality]
             _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality)
             message.format = "jpeg"
@@ -181,6 +187,8 @@ class TwinNode(Node):
             message.data = array("B", rgb.tobytes())
         publisher.publish(message)
         self._camera_frames[camera] += 1
+        if self.settings.summary_path:
+            self._camera_stamps_ns[camera].append(stamp_ns)
 
     # --- the two ways of time (physics thread) ------------------------------------------------
 
@@ -196,10 +204,10 @@ class TwinNode(Node):
             with self._sim_lock:
                 self._sim.step(now_s - simulated_to_s)
             simulated_to_s = now_s
-            stamp_ns = self.get_clock().now().nanoseconds
+            stamp_ns = self._node.get_clock().now().nanoseconds
             if self._cameras_on and now_s >= next_camera_s:
                 self._cameras.submit(self._sim.snapshot(), stamp_ns)
-                next_camera_s = max(next_camera_s + camera_period_s, now_s - camera_period_s)
+                next_camera_s = max(next_camera_s, now_s - camera_period_s) + camera_period_s
             self._publish_states(stamp_ns)
             self._check_cameras()
             deadline_s = max(deadline_s + period_s, now_s)
@@ -222,6 +230,8 @@ class TwinNode(Node):
             if self._cameras_on and stamp_ns >= next_camera_ns:
                 self._cameras.submit(self._sim.snapshot(), stamp_ns)
                 self._cameras.wait_drawn()
+                # After a pause, such as cameras switched off, no burst to make up for it.
+                next_camera_ns = max(next_camera_ns, stamp_ns - camera_period_ns)
                 next_camera_ns += camera_period_ns
             self._publish_states(stamp_ns)
             self._clock_publisher.publish(Clock(clock=_time(stamp_ns)))
@@ -256,10 +266,11 @@ class TwinNode(Node):
             ConfigError: The cameras cannot be rendered here.
         """
         executor = SingleThreadedExecutor()
-        executor.add_node(self)
+        executor.add_node(self._node)
+        self._started_s = time.monotonic()
         physics = threading.Thread(target=self._run_physics, name="physics")
         physics.start()
-        self.get_logger().info(
+        self._logger.info(
             f"twin of the S1, scene {self.settings.scene}, "
             f"{'lock-step' if self.settings.lock_step else 'real time'}"
         )
@@ -271,6 +282,7 @@ class TwinNode(Node):
             physics.join()
             self._cameras.stop()
             executor.shutdown()
+            self._node.destroy_node()
         if self._failure is not None:
             raise self._failure
         self._report()
@@ -282,13 +294,14 @@ class TwinNode(Node):
     def _report(self) -> None:
         real_time_factor = self._sim.time_s / (time.monotonic() - self._started_s)
         frames = ", ".join(f"{camera} {n}" for camera, n in self._camera_frames.items())
-        self.get_logger().info(
+        self._logger.info(
             f"twin stopped: images {frames}; {self._commands.total()} commands; "
             f"{self._sim.time_s:.1f} s simulated at {real_time_factor:.2f} x real time"
         )
         if self.settings.summary_path:
             summary = {
                 "camera_frames": dict(self._camera_frames),
+                "camera_stamps_ns": self._camera_stamps_ns,
                 "camera_sets_skipped": self._cameras.skipped,
                 "commands": dict(self._commands),
                 "real_time_factor": real_time_factor,
@@ -320,12 +333,6 @@ def _resolutions(config: robot.RobotConfig, scale: float) -> dict[str, Resolutio
     }
 
 
-def _qos(profile: robot.QosProfile) -> QoSProfile:
-    reliable = profile.reliability == "reliable"
-    reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-    return QoSProfile(depth=profile.depth, reliability=reliability)
-
-
 def _time(stamp_ns: int) -> Time:
     return Time(sec=stamp_ns // NS, nanosec=stamp_ns % NS)
 
@@ -334,21 +341,16 @@ def main() -> int:
     """Entry point of ``twin_node``; returns the exit code."""
     # Own handlers: the node still has to count and report after Ctrl-C or SIGTERM.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    node: TwinNode | None = None
     try:
         node = TwinNode()
-        stop = node.request_stop
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop())
-        os.nice(node.settings.niceness)
+            signal.signal(number, lambda *_: node.request_stop())
         node.run()
     except ConfigError as error:
-        print(f"twin_node: {error}", file=sys.stderr)  # noqa: T201 - a user's mistake, one line
+        print(f"twin_node: {error}", file=sys.stderr)
         return 1
     finally:
-        if node is not None:
-            node.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.utilities.try_shutdown()
     return 0
 
 

@@ -85,6 +85,10 @@ def _add_room(spec: mujoco.MjSpec) -> None:
     visual.rgba.haze = (0.90, 0.92, 0.94, 1)
     visual.quality.shadowsize = 0
     visual.quality.offsamples = 0
+    # Coarser than the default (28, 16, 4): a quarter less time per image, hardly seen.
+    visual.quality.numslices = 20
+    visual.quality.numstacks = 10
+    visual.quality.numquads = 1
     spec.stat.extent = 1.0
     spec.stat.center = (0.6, 0, 0.9)
     spec.add_texture(
@@ -139,7 +143,7 @@ def wood_texture(size: int = 256) -> np.ndarray:
     seam = np.minimum(across * 5 % 1, 1 - across * 5 % 1) < 0.012
     light = 1 + tone + 0.035 * rings + 0.012 * fine - 0.16 * seam
     pixels = light[..., None] * np.array([208, 172, 128])
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
 
 
 def _add_table(spec: mujoco.MjSpec) -> None:
