@@ -223,6 +223,8 @@ class TwinNode:
             timeout_s = held if self._barrier.commanded else period_ns / NS
             if stamp_ns:
                 self._barrier.wait(timeout_s)
+            if self._stop.is_set():
+                return
             stamp_ns += period_ns
             with self._sim_lock:
                 self._sim.step(period_ns / NS)
@@ -279,6 +281,7 @@ class TwinNode:
                 executor.spin_once(timeout_sec=0.1)
         finally:
             self._stop.set()
+            self._barrier.close()
             physics.join()
             self._cameras.stop()
             executor.shutdown()

@@ -18,6 +18,7 @@ class CommandBarrier:
         self._missing = set(self._parts)
         self._tick_ns = 0
         self._changed = threading.Condition()
+        self._closed = False
         self.commanded = False
 
     def open_tick(self, stamp_ns: int) -> None:
@@ -35,6 +36,13 @@ class CommandBarrier:
                 self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for the set; False when the (wall) time is over first."""
+        """Waits for the set; False when the (wall) time is over first, or after :meth:`close`."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._missing, timeout_s)
+            self._changed.wait_for(lambda: self._closed or not self._missing, timeout_s)
+            return not self._missing
+
+    def close(self) -> None:
+        """Lets a waiting thread go, and never holds one again."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

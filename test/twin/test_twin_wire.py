@@ -88,6 +88,16 @@ def test_barrier_wakes_a_waiting_thread():
     timer.join()
 
 
+def test_closing_frees_a_waiting_thread():
+    """Else Ctrl-C would last as long as the lock-step timeout."""
+    barrier = CommandBarrier(["left"])
+    barrier.open_tick(5)
+    timer = threading.Timer(0.05, barrier.close)
+    timer.start()
+    assert not barrier.wait(60)
+    timer.join()
+
+
 def test_defaults_are_the_robots_rates():
     settings = twin_settings({})
     assert settings == TwinSettings()
