@@ -23,7 +23,8 @@ def random_tiny(seed, config=TINY):
     model = Pi05(config).eval().requires_grad_(requires_grad=False)
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.normal_(0.0, 0.2, generator=random)
+        scale = 0.02 if parameter.ndim == 4 else 0.2  # patches add up 588 pixels
+        parameter.normal_(0.0, scale, generator=random)
     return model
 
 

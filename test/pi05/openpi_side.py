@@ -173,6 +173,10 @@ def sample(directory):
             model, "cpu", observation(data), torch.from_numpy(data["noise"]), STEPS
         )
         answers[case.name] = actions.float().numpy()
+        with torch.no_grad():
+            image = torch.from_numpy(data[f"image_{CAMERAS[0]}"])
+            tokens = model.paligemma_with_expert.embed_image(image)
+        answers[f"{case.name}_image_tokens"] = tokens.float().numpy()
     np.savez(directory / "answer.npz", **answers)
 
 

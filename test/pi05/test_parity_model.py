@@ -20,7 +20,7 @@ HEAD, LEFT, RIGHT = "base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory, tiny_model, tiny_224, norm_stats, make_case, run_openpi):
-    """Case name to (directory, query, openpi's actions).
+    """Case name to (directory, query, openpi's actions, openpi's tokens of the head camera).
 
     Different weights, cameras and prompt lengths; one with grouped key/value heads, one mixed.
     """
@@ -46,19 +46,25 @@ def sampled(tmp_path_factory, tiny_model, tiny_224, norm_stats, make_case, run_o
         queries[directory] = make_case(directory, model, norm_stats, seed, cameras, n_tokens)
     run_openpi("sample", root)
     theirs = np.load(root / "answer.npz")
-    return {d.name: (d, query, theirs[d.name]) for d, query in queries.items()}
+    return {
+        d.name: (d, query, theirs[d.name], theirs[f"{d.name}_image_tokens"])
+        for d, query in queries.items()
+    }
 
 
 @pytest.mark.parametrize("case", ["case_0", "case_1", "case_2", "case_3"])
 def test_sample_actions_equals_openpi(sampled, case):
-    directory, query, theirs = sampled[case]
-    ours = load_checkpoint(directory).model.sample_actions(*query).numpy()
-    assert np.abs(theirs - query[2].numpy()).max() > 0.1  # not the noise that went in
+    directory, (images, tokens, noise), theirs, their_image_tokens = sampled[case]
+    model = load_checkpoint(directory).model
+    ours = model.sample_actions(images, tokens, noise).numpy()
+    assert np.abs(theirs - noise.numpy()).max() > 0.1  # not the noise that went in
     assert np.abs(ours - theirs).max() <= 1e-5
+    image_tokens = model.embed_images(images[0]).numpy()  # faint in the actions: looked at alone
+    assert np.abs(image_tokens - their_image_tokens).max() <= 1e-6
 
 
 def test_mixed_precision_is_openpis(sampled):
-    directory, query, theirs = sampled["case_4"]
+    directory, query, theirs, _ = sampled["case_4"]
     mixed = load_checkpoint(directory, dtype="bf16").model.sample_actions(*query)
     exact = load_checkpoint(directory, dtype="fp32").model.sample_actions(*query)
     rounding = np.abs(exact.numpy() - theirs).mean()  # what bf16 costs
