@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 
@@ -10,9 +9,6 @@ import mujoco
 
 from safe_pruner_node.twin.cameras import CameraRig, Resolution, Snapshot
 from safe_pruner_node.types import RgbImage
-
-EXTRA_NICENESS = 3
-"""The renderer yields to the physics, whose joint states have to come on time."""
 
 OnImage = Callable[[str, RgbImage, int], None]
 """Called in the rendering thread with camera, image and the stamp of the state it shows, ns."""
@@ -67,8 +63,6 @@ class CameraThread:
         self._thread.join()
 
     def _run(self) -> None:
-        # On Linux niceness belongs to the thread, and the GL driver's threads inherit it.
-        os.nice(EXTRA_NICENESS)
         try:
             rig = CameraRig(self._model, self._resolutions)
         except Exception as error:  # noqa: BLE001 - any GL failure; the owner reports it
