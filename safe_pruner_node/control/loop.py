@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from safe_pruner_node.control.clock import Clock, SteadyClock
+from safe_pruner_node.realtime import CONTROL_PRIORITY, request_realtime
 from safe_pruner_node.types import FloatArray
 
 _RING = 65536  # periods remembered for the percentiles: 262 s at 250 Hz
-_PRIORITY = 40  # SCHED_FIFO, below the kernel's interrupt threads (50)
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class RealTimeLoop(ControlLoop):
             thread.join()
 
     def _run(self, stopping: threading.Event) -> None:
-        self._realtime = _request_realtime()
+        self._realtime = request_realtime(CONTROL_PRIORITY)
         deadline_s = self._clock.now_s()
         while not stopping.is_set():
             self._run_tick(self._clock.now_s())
@@ -227,12 +226,3 @@ class ClockDrivenLoop(ControlLoop):
             self._overruns += max(0, round(gap_s / self.period_s) - 1)
         self._run_tick(now_s)
         return True
-
-
-def _request_realtime() -> bool:
-    """Ask for SCHED_FIFO for the calling thread; on Linux pid 0 means that thread."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
-    except (AttributeError, OSError):
-        return False
-    return True

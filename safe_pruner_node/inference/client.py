@@ -54,6 +54,7 @@ from safe_pruner_node.inference.protocol import (
     ToWorker,
     WorkerSettings,
 )
+from safe_pruner_node.realtime import SERVICE_PRIORITY, request_realtime
 from safe_pruner_node.types import CameraFrame, Observation
 
 if TYPE_CHECKING:
@@ -307,6 +308,7 @@ class WorkerClient:
     def _supervise(self) -> None:
         # Inherited by the worker, also while it still imports: Ctrl-C is the parent's to handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        request_realtime(SERVICE_PRIORITY)
         try:
             self._keep_running()
         except Exception as error:  # noqa: BLE001 - a silent thread would look like a slow worker

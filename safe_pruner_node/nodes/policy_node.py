@@ -44,6 +44,7 @@ from safe_pruner_node.nodes.reporting import (
 )
 from safe_pruner_node.nodes.session import PolicySession, SessionSettings
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
+from safe_pruner_node.realtime import SERVICE_PRIORITY, request_realtime
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import load_robot_config
 
@@ -53,6 +54,8 @@ _QUERY_PERIOD_S = 0.01
 _CONTROL_STATE_PERIOD_S = 0.1
 _DIAGNOSTICS_PERIOD_S = 1.0
 _OVERLAY_CHECK_PERIOD_S = 0.5
+_SWITCH_INTERVAL_S = 1e-3
+"""How long another thread may run Python while the control thread waits; Python's own is 5 ms."""
 _BRAKE_TIMEOUT_S = 3.0
 _HOLD_AFTER_BRAKE_S = 0.2
 """How long the final hold is repeated, so that a lost message cannot be the last word."""
@@ -342,6 +345,7 @@ class PolicyNode(LifecycleNode):
             worker_deaths=session.worker.deaths,
             joint_names=layout.joint_names,
             grippers=layout.gripper,
+            waiting_for=session.waiting_for,
         )
         self._control_publisher.publish(
             control_state_message(snapshot, self.get_clock().now().to_msg())
@@ -522,6 +526,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, on_signal)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    request_realtime(SERVICE_PRIORITY)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     status = 0
     try:
         if node.get_parameter("self_activate").value:

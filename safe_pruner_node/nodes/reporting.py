@@ -116,6 +116,7 @@ class ControlSnapshot:
         worker_deaths: Workers lost so far.
         joint_names: Names in layout order.
         grippers: Mask of gripper entries in layout order.
+        waiting_for: What the policy's next query lacks; empty when nothing.
     """
 
     output: ControlOutput
@@ -127,6 +128,7 @@ class ControlSnapshot:
     worker_deaths: int
     joint_names: tuple[str, ...]
     grippers: np.ndarray
+    waiting_for: str
 
 
 def control_state_message(snapshot: ControlSnapshot, stamp: Time) -> ControlState:
@@ -136,7 +138,10 @@ def control_state_message(snapshot: ControlSnapshot, stamp: Time) -> ControlStat
     message.header.stamp = stamp
     message.mode = _MODE[output.mode]
     message.mode_name = output.mode.name
-    message.hold_reason = output.hold_reason
+    reasons = [output.hold_reason]
+    if output.armed or output.starved:
+        reasons.append(snapshot.waiting_for)
+    message.hold_reason = ": ".join(filter(None, reasons))
     message.commanding = snapshot.commanding
     message.worker = snapshot.worker
     message.rate_hz = float(snapshot.rate_hz)

@@ -1,0 +1,32 @@
+"""What several rooms' tests need: a checkpoint that fits the S1 and steps in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A random-weight S1 checkpoint in openpi layout, 64 tokens per camera."""
+    from safe_pruner_node.pi05 import nano
+    from safe_pruner_node.pi05.checkpoint import save_openpi
+    from safe_pruner_node.pi05.config import NANO
+
+    config = replace(
+        NANO,
+        vision=replace(NANO.vision, width=32, depth=1, mlp=32, heads=2, image=112),
+        vlm=replace(NANO.vlm, width=32, depth=5, mlp=48, heads=2, head_dim=16),
+        expert=replace(NANO.expert, width=48, depth=5, mlp=48, heads=2, head_dim=16),
+        name="small",
+    )
+    directory = tmp_path_factory.mktemp("small_checkpoint")
+    tokenizer = directory / "tokenizer.model"
+    tokenizer.write_bytes(nano.train_tokenizer(config.vocab_size))
+    model = nano.random_model(config, seed=0)
+    save_openpi(directory, model, nano.s1_norm_stats(), nano.ASSET_ID, tokenizer)
+    return directory
