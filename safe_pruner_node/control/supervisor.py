@@ -429,7 +429,6 @@ class ControlSupervisor:
         gap_s = now_s - last_s
         if 0.0 <= gap_s <= self._settings.max_clock_jump_s:
             return
-        self._measured = None  # its age means nothing any more
         if self._mode is not Mode.ESTOP:
             self._hold(f"clock jumped by {gap_s:.3f} s")
 

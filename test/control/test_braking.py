@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from safe_pruner_node.control.braking import JointState, hard_brake, plan_brake, stopping_speed
@@ -14,6 +14,8 @@ def one(p, v, a):
 
 @settings(deadline=None, max_examples=50)
 @given(velocity=st.floats(-10.0, 10.0), share=share, a=positive, j=st.floats(10.0, 2000.0))
+@example(velocity=-0.5, share=1.0, a=8.0, j=20.0)  # still moving back, already pushed forward
+@example(velocity=0.5, share=-1.0, a=8.0, j=20.0)
 def test_brake_ends_at_rest_within_acceleration_and_jerk(velocity, share, a, j):
     start = one(0.3, velocity, share * a)
     plan = plan_brake(start, np.array([a]), np.array([j]))

@@ -106,6 +106,23 @@ def test_real_loop_runs_stops_and_starts_again():
     assert isinstance(loop.statistics().realtime, bool)
 
 
+def test_stop_waits_for_the_tick_that_runs():
+    began, log = threading.Event(), []
+
+    def tick(_now_s):
+        began.set()
+        time.sleep(0.1)
+        log.append("ticked")
+
+    loop = RealTimeLoop(100.0, tick)
+    loop.start()
+    assert began.wait(5.0)
+    loop.stop()
+    log.append("stopped")
+    time.sleep(0.15)
+    assert log[-1] == "stopped"
+
+
 def test_stop_from_within_a_tick_does_not_deadlock():
     done = threading.Event()
 

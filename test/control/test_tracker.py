@@ -156,14 +156,18 @@ def test_hard_brake_stops_sooner_and_within_the_acceleration():
     assert stops[1] < stops[0]
 
 
-def test_hard_brake_once_begun_is_not_softened():
+@pytest.mark.parametrize("softly", [True, False])
+def test_hard_brake_once_begun_is_not_softened(softly):
     """A soft brake from full deceleration would overshoot into a limit nearby."""
     tracker = LimitedTracker(ARM, 0.01)
     tracker.reset(HOME)
     run(tracker, HOME, 2.0 * RIGHT, 60)
     speeds = [tracker.brake(hard=True).velocity[0]]
-    while speeds[-1] > 0.0:
-        speeds.append(tracker.track(HOME, np.zeros(4)).velocity[0])
+    while not tracker.at_rest:
+        after = tracker.brake() if softly else tracker.track(HOME + 3.0 * RIGHT, 2.0 * RIGHT)
+        speeds.append(after.velocity[0])
+    assert min(speeds) == 0.0
+    assert len(speeds) > 10
     decelerations = -np.diff(speeds)[:-1] / 0.01
     np.testing.assert_allclose(decelerations, ARM.max_acceleration[0], rtol=1e-6)
 
@@ -180,6 +184,12 @@ def test_start_outside_the_limits_does_not_jump_and_only_comes_in():
     assert np.all(np.diff(commands[:, 0]) <= 1e-9)
     assert np.all(np.diff(commands[:, 1]) >= -1e-9)
     np.testing.assert_allclose(commands[-1][:3], [2.0, -0.1, 100.0], atol=1e-6)
+    # once inside, the limits are the limits
+    run(tracker, np.array([1.5, 0.4, 60.0, 0.0]), np.zeros(4), 200)
+    outwards = np.array([1.0, -1.0, 80.0, 0.0])
+    commands = np.array(run(tracker, np.array([1.5, 0.4, 60.0, 0.0]), outwards, 200))
+    assert np.all(commands >= ARM.min_position)
+    assert np.all(commands <= ARM.max_position)
 
 
 @pytest.mark.parametrize("failure", ["raises", "returns"])
