@@ -25,7 +25,7 @@ from safe_pruner_node.twin.joint_table import (
     Vector,
     joint_names,
 )
-from safe_pruner_node.twin.shapes import Rgba, box, capsule, cylinder, ellipsoid, looking
+from safe_pruner_node.twin.shapes import box, capsule, cylinder, ellipsoid, looking
 
 WHITE = (0.93, 0.935, 0.95, 1.0)
 PEARL = (0.82, 0.83, 0.86, 1.0)
@@ -253,7 +253,7 @@ def _add_gripper(spec: mujoco.MjSpec, wrist: mujoco.MjsBody, side: str) -> None:
     _set_inertia(palm, GRIPPER_LINK)
     cylinder(palm, (0, 0, 0.0), (0, 0, 0.022), 0.036, GREY)
     box(palm, (0, 0, 0.045), (0.047, 0.027, 0.026), DARK, bit=bit)
-    box(palm, (0, 0.0, 0.045), (0.030, 0.0285, 0.012), ACCENT)
+    box(palm, (0, 0, 0.062), (0.047, 0.0275, 0.003), ACCENT)
     palm.add_site(name=f"{part}_pinch", pos=(0, 0, 0.152), group=4)
     fingers = []
     for label, sign in (("a", 1), ("b", -1)):
@@ -273,14 +273,14 @@ def _add_gripper(spec: mujoco.MjSpec, wrist: mujoco.MjsBody, side: str) -> None:
         box(finger, (sign * 0.0035, 0, 0.075), (0.0035, 0.0115, 0.022), RUBBER, bit=bit, pad=True)
         fingers.append(name)
     _couple_fingers(spec, part, fingers)
-    # Above the wrist, looking along the fingers at what they hold.
-    box(palm, (0, 0.062, -0.006), (0.034, 0.010, 0.010), GREY)
-    box(palm, (0, 0.043, -0.004), (0.010, 0.016, 0.006), DARK)
-    cylinder(palm, (0, 0.062, 0.004), (0, 0.062, 0.006), 0.008, LENS)
+    # Over the palm, looking along the fingers at what they hold.
+    box(palm, (0, 0.052, 0.024), (0.011, 0.027, 0.005), DARK)
+    box(palm, (0, 0.080, 0.028), (0.036, 0.010, 0.009), GREY)
+    cylinder(palm, (0, 0.080, 0.036), (0, 0.080, 0.038), 0.007, LENS)
     palm.add_camera(
         name=f"{side}_wrist",
-        pos=(0, 0.075, 0.006),
-        quat=looking((0, -0.36, 0.93), up=(0, 1, 0)),
+        pos=(0, 0.080, 0.040),
+        quat=looking((0, -0.40, 0.92), up=(0, 1, 0)),
         fovy=WRIST_FOVY_DEG,
     )
 
@@ -307,8 +307,3 @@ def _couple_fingers(spec: mujoco.MjSpec, part: str, fingers: list[str]) -> None:
         forcerange=(-80, 80),
     )
     actuator.set_to_position(kp=4000.0, kv=60.0)
-
-
-def robot_colours() -> tuple[Rgba, ...]:
-    """Colours the robot is painted in, so that scenes can avoid them."""
-    return (WHITE, PEARL, GREY, DARK, RUBBER, ACCENT, LENS)

@@ -38,7 +38,7 @@ class Scene:
     posture: Mapping[str, tuple[float, ...]]
 
 
-TABLE_POSTURE = {"astribot_torso": (0.35, -0.7, 0.7, 0.0), "astribot_head": (0.0, 0.5)}
+TABLE_POSTURE = {"astribot_torso": (0.35, -0.7, 0.7, 0.0), "astribot_head": (0.0, 0.55)}
 """Leaning over the table, eyes on it: every object is within reach of an arm.
 
 From the upright home posture an arm reaches 0.5 m forward at table height; from here 0.7 m."""
@@ -76,8 +76,8 @@ def build_scene(name: str, seed: int, *, timestep_s: float = 0.002) -> Scene:
 def _add_room(spec: mujoco.MjSpec) -> None:
     """Floor, light and a plain bright background. No shadows: they cost software rendering 5x."""
     visual = spec.visual
-    visual.headlight.ambient = (0.34, 0.34, 0.35)
-    visual.headlight.diffuse = (0.22, 0.22, 0.22)
+    visual.headlight.ambient = (0.42, 0.42, 0.43)
+    visual.headlight.diffuse = (0.16, 0.16, 0.16)
     visual.headlight.specular = (0.05, 0.05, 0.05)
     visual.map.znear = 0.01
     visual.map.zfar = 30
@@ -105,12 +105,12 @@ def _add_room(spec: mujoco.MjSpec) -> None:
         name="floor",
         type=mujoco.mjtGeom.mjGEOM_PLANE,
         size=(6, 6, 0.1),
-        rgba=(0.80, 0.81, 0.82, 1),
+        rgba=(0.80, 0.81, 0.83, 1),
         contype=THINGS,
         conaffinity=EVERYTHING,
     )
     for position, direction, strength in (
-        ((1.5, 1.2, 3.0), (-0.45, -0.35, -1.0), 0.42),  # key, from the front left
+        ((1.5, 1.2, 3.0), (-0.45, -0.35, -1.0), 0.44),  # key, from the front left
         ((0.5, -2.0, 2.2), (0.1, 0.9, -0.7), 0.20),  # fill, from the right
     ):
         world.add_light(
@@ -124,9 +124,9 @@ def _add_room(spec: mujoco.MjSpec) -> None:
         )
     world.add_camera(
         name="overview",
-        pos=(2.15, -1.25, 1.75),
-        quat=looking((-1.7, 1.25, -0.75), up=(0, 0, 1)),
-        fovy=42,
+        pos=(2.05, -1.35, 1.75),
+        quat=looking((-1.62, 1.41, -0.84), up=(0, 0, 1)),
+        fovy=41,
     )
 
 
@@ -283,7 +283,7 @@ def _trim(
 
 def _cup(body: mujoco.MjsBody) -> None:
     """A twelve-sided cup of thin walls."""
-    yellow = (0.96, 0.78, 0.18, 1)
+    yellow = (1.0, 0.86, 0.26, 1)
     box, radius, height, sides = mujoco.mjtGeom.mjGEOM_BOX, 0.034, 0.04, 12
     add_solid(body, mujoco.mjtGeom.mjGEOM_CYLINDER, (radius, 0.003), yellow, 0.03)
     half_width = radius * np.tan(np.pi / sides)
