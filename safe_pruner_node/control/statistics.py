@@ -11,7 +11,7 @@ from safe_pruner_node.types import FloatArray
 
 @dataclass
 class ControlCounters:
-    """What the supervisor counted since it was made.
+    """What the supervisor counted since it was made or reset.
 
     Attributes:
         max_joint_step: Largest change of the command in one tick, robot units, [dof].

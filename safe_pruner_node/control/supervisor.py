@@ -151,16 +151,19 @@ class ControlSupervisor:
             return self._counters.copy()
 
     def reset(self) -> None:
-        """Forget the command and the measured state: the next one measured is where it starts.
+        """Forget the command, the measured state and the counters, for a stream that begins.
 
-        For activation, and whenever something else has moved the robot. A latched emergency
-        stop stays.
+        The next measured state is where the command begins, so never call this while commands
+        reach the robot: they would jump by the tracking error. A latched emergency stop stays.
         """
         with self._lock:
-            self._measured = None
-            self._has_command = False
             if self._mode is not Mode.ESTOP:
                 self._hold(_NOT_STARTED)
+            self._tracker = LimitedTracker(self._limits, self._settings.dt_s)
+            self._counters = ControlCounters.zero(self._limits.dof)
+            self._last_tick_s = None
+            self._measured = None
+            self._has_command = False
 
     def on_state(self, position: FloatArray, now_s: float) -> None:
         """Take measured joints; the first fresh ones become the command at the next tick.

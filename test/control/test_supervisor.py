@@ -95,6 +95,20 @@ def test_start_is_refused_when_something_else_moved_the_robot(rig):
     assert r.supervisor.start(r.now).ok
 
 
+def test_reset_begins_a_new_stream(rig):
+    """As at a second activation, a while after the first."""
+    r = rig().run()
+    r.tick(20)
+    r.supervisor.reset()
+    r.now += 60.0
+    assert r.tick(measure=False).position is None
+    output = r.tick()
+    assert (output.mode, output.hold_reason) == (Mode.HOLD, "not started")
+    assert output.counters.ticks == 2
+    assert output.counters.holds == 0
+    assert not r.offer().ok
+
+
 def test_start_is_refused_far_outside_the_limits(rig):
     """What a wrong unit or polarity looks like."""
     r = rig()
@@ -242,15 +256,15 @@ def test_emergency_stop_is_latched(rig):
     r.supervisor.stop("asked to")
     r.supervisor.on_worker_lost(r.now)
     r.supervisor.on_worker_ready(r.now)
-    r.supervisor.reset()
     assert not r.offer().ok
+    assert r.supervisor.counters.holds == 1
+    r.supervisor.reset()
     output = r.tick(5)
     assert (output.mode, output.hold_reason) == (Mode.ESTOP, "button")
     assert r.supervisor.clear_emergency_stop().ok
     output = r.tick()
     assert (output.mode, output.hold_reason) == (Mode.HOLD, "emergency stop cleared")
     assert not output.armed
-    assert r.supervisor.counters.holds == 1
     assert not r.supervisor.clear_emergency_stop().ok
 
 
