@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -88,23 +89,25 @@ def launch(settings):
         yield start
 
 
-@pytest.fixture(scope="session")
-def observe(robot):
-    """Makes observations: grey gradients as JPEG, arms at home."""
+@pytest.fixture(scope="session", name="observe")
+def observe_fixture(robot):
+    """Makes observations of the robot at home."""
+    return functools.partial(observe, robot)
+
+
+def observe(robot, prompt="stand still", **changed):
+    """An observation: grey gradients as JPEG, arms at home."""
     frames = {camera.name: jpeg_frame(camera.width, camera.height) for camera in robot.cameras}
-
-    def make(prompt="stand still", **changed):
-        return Observation(
-            frames={**frames, **changed},
-            state=robot.home,
-            prompt=prompt,
-            time_s=12.5,
-            camera_stamp_ns=777,
-        )
-
-    return make
+    return Observation(
+        frames={**frames, **changed},
+        state=robot.home,
+        prompt=prompt,
+        time_s=12.5,
+        camera_stamp_ns=777,
+    )
 
 
+@functools.cache
 def jpeg_frame(width, height):
     ramp = np.linspace(0, 255, width, dtype=np.uint8)
     _, data = cv2.imencode(".jpg", np.tile(ramp, (height, 1)))

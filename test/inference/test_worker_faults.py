@@ -294,19 +294,27 @@ _PARENT = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import worker_fakes
+from conftest import observe
 from pathlib import Path
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.inference.client import WorkerClient
+from safe_pruner_node.robot.config import load_robot_config
 from safe_pruner_node.inference.events import WorkerReady
 from safe_pruner_node.inference.protocol import WorkerSettings
 
 def tell(event):
-    if isinstance(event, WorkerReady):
+    if isinstance(event, WorkerReady):  # inside a step, so that a closed socket tells it nothing
+        client.submit(observe(load_robot_config(settings.robot_config), "hang"), 0)
         print(event.pid, flush=True)
+    else:
+        print(event, file=sys.stderr, flush=True)
 
 if __name__ == "__main__":
-    settings = WorkerSettings(EngineSettings(Path({folder!r})), Path({robot!r}))
-    WorkerClient(settings, tell, engine_factory=worker_fakes.good).start()
+    settings = WorkerSettings(
+        EngineSettings(Path({folder!r})), Path({robot!r}), hang_timeout_s=1000.0
+    )
+    client = WorkerClient(settings, tell, engine_factory=worker_fakes.good)
+    client.start()
     time.sleep(1000)
 """
 
@@ -325,11 +333,14 @@ def test_worker_dies_with_its_parent(tmp_path, signal_number):
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": str(conftest.ROBOT_CONFIG.parents[1])},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
     ) as parent:
-        pid = int(parent.stdout.readline())
-        assert is_running(pid)
-        parent.send_signal(signal_number)
+        try:
+            pid = int(parent.stdout.readline())
+            assert is_running(pid)
+            parent.send_signal(signal_number)
+            parent.wait(conftest.PATIENCE_S)
+        finally:
+            parent.kill()
     wait_until_gone(pid)
 
 
