@@ -352,6 +352,8 @@ def main() -> int:
     except ConfigError as error:
         print(f"twin_node: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # Ctrl-C while starting up
+        return 130
     finally:
         rclpy.utilities.try_shutdown()
     return 0

@@ -63,7 +63,6 @@ class TwinSim:
         self.data = mujoco.MjData(self.model)
         self.objects = built.objects
         self.resolutions = dict(resolutions)
-        self._steps_owed = 0.0
         self._ports = {part: _Port.of(self.model, part) for part in PARTS}
         poses = {**HOME, **built.posture, **(home or {})}
         self.home = {part: _checked("home", part, poses[part]) for part in PARTS}
@@ -77,6 +76,7 @@ class TwinSim:
     def reset(self) -> None:
         """Back to home at time zero, with the objects at rest."""
         mujoco.mj_resetData(self.model, self.data)
+        self._steps_owed = 0.0
         for part, values in self.home.items():
             port = self._ports[part]
             self.data.qpos[port.qpos] = np.repeat(port.to_model(values), port.fingers)

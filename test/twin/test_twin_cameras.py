@@ -68,7 +68,7 @@ def test_calibration_finds_the_red_cube(sim, images, camera):
 
 @pytest.mark.parametrize("place", [(-0.4, -0.2), (0.4, 0.2), (0.35, -0.25), (0.0, 0.0)])
 def test_calibration_to_the_pixel(place):
-    """A speck off the axis is drawn where the intrinsics say, to half a pixel."""
+    """A speck off the axis is drawn where the intrinsics say, to a quarter of a pixel."""
     spec = build_scene("empty", 0).spec
     right, down = place
     spec.camera("head").parent.add_geom(  # in the tilt link: x forward, -y up, z to the left
@@ -86,8 +86,8 @@ def test_calibration_to_the_pixel(place):
     rows, columns = np.nonzero(is_red(rig.render("head")))
     rig.close()
     pixel = pinhole(model, "head", (640, 360)).K @ [right, down, 0.6]
-    assert columns.mean() == pytest.approx(pixel[0] / 0.6, abs=0.5)
-    assert rows.mean() == pytest.approx(pixel[1] / 0.6, abs=0.5)
+    assert columns.mean() == pytest.approx(pixel[0] / 0.6, abs=0.25)
+    assert rows.mean() == pytest.approx(pixel[1] / 0.6, abs=0.25)
 
 
 @pytest.mark.parametrize("camera", sorted(FULL_RESOLUTION))
