@@ -272,7 +272,8 @@ class PolicySession:
             logger.error(f"worker lost: {event.reason}; holding, starting a new one")
         elif isinstance(event, WorkerFailed):
             self.supervisor.on_worker_lost(now_s)
-            logger.error(f"worker failed: {event.line}")
+            if self._ready.is_set():  # else `load` says it, as the reason of a failed configure
+                logger.error(f"worker failed: {event.line}")
         elif isinstance(event, WorkerStepFailed):
             logger.warning(f"policy step failed: {event.line}", throttle_duration_sec=1.0)
         elif isinstance(event, WorkerPrunerRefused):

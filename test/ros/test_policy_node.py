@@ -134,8 +134,10 @@ def test_two_worker_deaths(bystander, start, small_checkpoint, auto_resume):
         (pid,) = stack.worker_pid()
         os.kill(pid, signal.SIGKILL)
         wait_until(
-            lambda deaths=deaths: stack.control[-1].worker_deaths == deaths
-            and stack.control[-1].worker in {"ready", "busy"},
+            lambda deaths=deaths: (
+                stack.control[-1].worker_deaths == deaths
+                and stack.control[-1].worker in {"ready", "busy"}
+            ),
             "a new worker",
         )
         if not auto_resume:
@@ -183,9 +185,7 @@ def test_prompt_and_pruner_change(bystander, start, small_checkpoint):
 
 
 def test_dark_cameras_end_in_a_hold_that_says_so(bystander, start, small_checkpoint):
-    stack = Stack(
-        bystander, start, small_checkpoint, prompt="x", auto_start=True, auto_resume=True
-    )
+    stack = Stack(bystander, start, small_checkpoint, prompt="x", auto_start=True, auto_resume=True)
     diagnostics = bystander.listen(DiagnosticArray, "/diagnostics")
     stack.wait_for_mode("POLICY")
     bystander.call(SetBool, "/astribot_camera_control", SetBool.Request(data=False))
@@ -195,7 +195,9 @@ def test_dark_cameras_end_in_a_hold_that_says_so(bystander, start, small_checkpo
 
     def camera_status():
         statuses = [s for m in diagnostics[-2:] for s in m.status]
-        return [s.message for s in statuses if s.name == "safe_pruner: cameras" and s.level != b"\0"]
+        return [
+            s.message for s in statuses if s.name == "safe_pruner: cameras" and s.level != b"\0"
+        ]
 
     wait_until(camera_status, "a diagnostics warning")
     bystander.call(SetBool, "/astribot_camera_control", SetBool.Request(data=True))
@@ -203,13 +205,13 @@ def test_dark_cameras_end_in_a_hold_that_says_so(bystander, start, small_checkpo
 
 
 def test_dry_run_commands_nothing(bystander, start, small_checkpoint):
-    stack = Stack(
-        bystander, start, small_checkpoint, prompt="x", auto_start=True, dry_run=True
-    )
+    stack = Stack(bystander, start, small_checkpoint, prompt="x", auto_start=True, dry_run=True)
     wait_until(lambda: len(stack.steps) >= 5, "steps")
     assert not stack.control[-1].commanding
     assert not any(stack.commands.values())
-    assert not any(info for t in COMMANDS for info in bystander.node.get_publishers_info_by_topic(t))
+    assert not any(
+        info for t in COMMANDS for info in bystander.node.get_publishers_info_by_topic(t)
+    )
 
 
 def test_overlays_only_while_somebody_looks(bystander, start, small_checkpoint):
@@ -221,11 +223,15 @@ def test_overlays_only_while_somebody_looks(bystander, start, small_checkpoint):
     assert bytes(picture.data[:2]) == b"\xff\xd8"
 
 
-def test_lock_step_follows_the_simulation_clock(bystander, start, small_checkpoint, tmp_path):
+def test_lock_step_follows_the_simulation_clock(bystander, start, small_checkpoint):
     twin, policy = node_specs(
         BringupOptions(
-            checkpoint=str(small_checkpoint), twin=True, prompt="x", auto_start=True,
-            control_rate_hz=RATE_HZ, worker_threads=1,
+            checkpoint=str(small_checkpoint),
+            twin=True,
+            prompt="x",
+            auto_start=True,
+            control_rate_hz=RATE_HZ,
+            worker_threads=1,
         )
     )
     control = bystander.listen(ControlState, "/safe_pruner/control")

@@ -1,0 +1,104 @@
+"""One description for launch and demo: its arguments, and what the nodes make of them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from safe_pruner_node.bringup import BringupOptions, node_specs, options_from_text
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.nodes.parameters import PolicyNodeParameters
+from safe_pruner_node.twin.settings import twin_settings
+
+LAUNCH = Path(__file__).parents[2] / "launch" / "astribot.launch.py"
+
+
+def by_name(options):
+    return {spec.name: spec for spec in node_specs(options)}
+
+
+def test_the_robot_gets_the_policy_node_alone_and_in_hold():
+    specs = by_name(BringupOptions(prompt="x"))
+    assert list(specs) == ["safe_pruner"]
+    parameters = specs["safe_pruner"].parameters
+    assert parameters["auto_start"] is False
+    assert parameters["control_rate_hz"] == 0.0, "the robot file decides"
+
+
+def test_auto_start_on_the_robot_is_refused():
+    with pytest.raises(ConfigError, match="auto_start"):
+        node_specs(BringupOptions(auto_start=True))
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_every_parameter_is_one_that_its_node_knows_and_accepts(twin):
+    specs = by_name(BringupOptions(prompt="pick", twin=twin))
+    policy = specs["safe_pruner"].parameters
+    known = {item.name for item in dataclasses.fields(PolicyNodeParameters)}
+    assert set(policy) <= known
+    PolicyNodeParameters.from_values(policy)
+    if twin:
+        twin_settings(specs["astribot_twin"].parameters)
+
+
+def test_command_line_carries_values_unharmed():
+    prompt = "it's: a [tricky] #prompt, yes"
+    (spec,) = node_specs(BringupOptions(prompt=prompt))
+    arguments = spec.ros_arguments()
+    given = dict(a.split(":=", 1) for a in arguments if ":=" in a)
+    for name, value in spec.parameters.items():
+        assert yaml.safe_load(given[name]) == value, name
+    assert given["__node"] == "safe_pruner"
+
+
+def test_launch_text_becomes_typed_options():
+    options = options_from_text({"twin": "true", "control_rate_hz": "125", "seed": "3"})
+    assert (options.twin, options.control_rate_hz, options.seed) == (True, 125.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ({"twin": "yes"}, ["twin", "yes", "true or false"]),
+        ({"seed": "1.5"}, ["seed", "1.5", "whole number"]),
+        ({"control_rate_hz": "fast"}, ["control_rate_hz", "fast", "number"]),
+        ({"chekpoint": "x"}, ["chekpoint", "checkpoint"]),
+    ],
+)
+def test_wrong_launch_arguments_are_one_line(arguments, fragments):
+    with pytest.raises(ConfigError) as caught:
+        options_from_text(arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert all(fragment in line for fragment in fragments)
+
+
+def test_every_launch_argument_is_documented():
+    for item in dataclasses.fields(BringupOptions):
+        assert item.metadata["help"].endswith((".", "...")), item.name
+
+
+def test_launch_file_uses_only_what_launch_knows():
+    """Where `ros2 launch` is not installed: keywords and substitutions checked by their names."""
+    tree = ast.parse(LAUNCH.read_text())
+    calls = {
+        call.func.id: {keyword.arg for keyword in call.keywords}
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    assert calls["Node"] <= {
+        "package",
+        "executable",
+        "name",
+        "parameters",
+        "output",
+        "emulate_tty",
+        "sigterm_timeout",
+        "sigkill_timeout",
+    }
+    assert calls["DeclareLaunchArgument"] == {"default_value", "description"}
+    assert {"LaunchDescription", "OpaqueFunction", "LaunchConfiguration"} <= calls.keys()
