@@ -50,7 +50,7 @@ class PolicyStep:
     Args:
         engine: Built and warm.
         robot: Layout, units and cameras.
-        threads: Images decoded and undistorted at the same time.
+        threads: Images decoded at the same time.
 
     Raises:
         ConfigError: A camera calibration is missing or wrong.
@@ -144,12 +144,10 @@ class PolicyStep:
         return dict(zip(names, self._pool.map(_decode, names, frames), strict=True))
 
     def _undistort(self, images: Mapping[str, RgbImage]) -> dict[str, RgbImage]:
-        def undistort(name: str, image: RgbImage) -> RgbImage:
-            undistorter = self._undistorters.get(name)
-            return image if undistorter is None else undistorter.apply(image)
-
-        undistorted = self._pool.map(undistort, images.keys(), images.values())
-        return dict(zip(images, undistorted, strict=True))
+        return {
+            name: self._undistorters[name].apply(image) if name in self._undistorters else image
+            for name, image in images.items()
+        }
 
 
 class _StageTimes:
