@@ -21,6 +21,15 @@ def build_engine(settings: EngineSettings) -> Engine:
     Raises:
         ConfigError: Checkpoint, tokenizer, statistics, device or pruner do not fit.
     """
+    return eager_engine(*load_policy(settings), settings)
+
+
+def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
+    """What several engines may share: the weights on their device, and the tokenizer.
+
+    Raises:
+        ConfigError: Checkpoint, tokenizer, statistics or device do not fit.
+    """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
@@ -35,6 +44,17 @@ def build_engine(settings: EngineSettings) -> Engine:
             f"{tokenizer.vocab_size} pieces",
             f"at most {checkpoint.config.vocab_size}, the rows of the checkpoint's embedding",
         )
+    return checkpoint, tokenizer
+
+
+def eager_engine(
+    checkpoint: Checkpoint, tokenizer: PromptTokenizer, settings: EngineSettings
+) -> EagerEngine:
+    """An eager engine with a session of its own on a loaded policy.
+
+    Raises:
+        ConfigError: The pruner does not fit the model.
+    """
     return EagerEngine(
         checkpoint,
         tokenizer,

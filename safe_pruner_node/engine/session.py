@@ -115,7 +115,7 @@ class PolicySession:
         return step
 
     def _full_step(self, z: Tensor, tokens: Tensor, noise: Tensor, timer: StageTimer) -> Tensor:
-        with timer.stage("prefill_early"):
+        with timer.stage("prefill"):
             prefix = torch.cat([z[None], self.model.embed_text(tokens)], 1)
             cache = prefill_full(self.model, prefix)
         with timer.stage("denoise"):

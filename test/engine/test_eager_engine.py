@@ -19,7 +19,7 @@ from safe_pruner_node.types import PolicyInput
 ROBOT = load_preset(None, "robot")
 SAFE = replace(ROBOT, gamma=-1.0, camera_floor=4)
 STAGES = {
-    "vanilla": ["preprocess", "tokenize", "vision", "prefill_early", "denoise", "postprocess"],
+    "vanilla": ["preprocess", "tokenize", "vision", "prefill", "denoise", "postprocess"],
     "safe": [
         "preprocess",
         "tokenize",
