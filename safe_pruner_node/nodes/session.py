@@ -189,8 +189,10 @@ class PolicySession:
     def query(self) -> None:
         """Hand the newest observation to the worker when it is idle and the policy wants one."""
         now_s = self._now_s()
-        if self._auto_start_pending and self.worker.state is WorkerState.READY:
-            self._auto_start_pending = not self.supervisor.start(now_s).ok
+        if self._auto_start_pending:
+            # Until the policy really drives: the first try may come before everything is there.
+            self._auto_start_pending = self.supervisor.mode is Mode.HOLD
+            self.supervisor.start(now_s)
         if not self.supervisor.wants_chunk or now_s < self._next_query_s:
             return
         if self.worker.state is not WorkerState.READY:
