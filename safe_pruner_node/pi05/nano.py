@@ -20,11 +20,13 @@ import numpy as np
 import sentencepiece
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import WEIGHTS, checkpoint_id, mixed_dtype, save_openpi
 from safe_pruner_node.pi05.config import NANO, Pi05Config
-from safe_pruner_node.pi05.model import Pi05, RMSNorm
+from safe_pruner_node.pi05.model import Pi05
+from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import FeatureStats, NormStats
 
 ASSET_ID = "astribot_s1"
@@ -36,8 +38,12 @@ ARM_SPAN = 0.15
 
 CONTRACTION = 6.0
 """dv/dx of the flow: ten Euler steps shrink the noise by (1 - 0.6)^10 = 1e-4."""
-WANDER = 0.12
-"""Weight of the random layers' say in the chunk."""
+WANDER = 0.15
+"""Residual gate of the random layers: how far their say moves the chunk."""
+SHARPNESS = 5.0
+"""Scale of the expert's queries: attention picks something instead of averaging everything."""
+SLOW_ROPE = 8
+"""Rotary pairs below this turn fast (1 to 0.1 rad per action) and would make actions jitter."""
 
 
 def build_nano(directory: str | Path, seed: int = 0) -> Path:
@@ -60,6 +66,7 @@ def build_nano(directory: str | Path, seed: int = 0) -> Path:
     tokenizer = directory / "tokenizer.model"
     tokenizer.write_bytes(train_tokenizer(NANO.vocab_size))
     model = random_model(NANO, seed)
+    centre(model, PromptTokenizer(tokenizer, NANO.max_prompt_tokens), seed)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(mixed_dtype(name))
     (directory / "README.md").write_text(_model_card(model, seed), encoding="utf-8")
@@ -83,6 +90,7 @@ def random_model(config: Pi05Config, seed: int) -> Pi05:
         _randomize(module, random)
     model.vlm.embed_tokens.weight /= math.sqrt(config.vlm.width)  # scaled up again on use
     _contract(model, random)
+    _calm(model)
     return model
 
 
@@ -107,16 +115,39 @@ def _contract(model: Pi05, random: torch.Generator) -> None:
     width, actions = config.expert.width, config.action_dim
     basis, _ = torch.linalg.qr(torch.randn(width, actions + 1, generator=random))  # [D, A + 1]
     columns, constant = basis[:, :actions], basis[:, actions]
+    loudness = 4.0 * math.sqrt(actions)  # four times the norm of unit noise
     model.action_in_proj.weight.copy_(columns)
-    model.action_in_proj.bias.copy_(constant * 4.0 * math.sqrt(actions))
-    rms = 4.0 * math.sqrt(actions / width)  # of the constant
-    for norm in (m for m in model.expert.modules() if isinstance(m, RMSNorm)):
-        norm.dense.weight.mul_(0.2)
-        gate = norm.dense.bias[2 * width :]
-        gate.copy_(torch.full_like(gate, WANDER))
+    model.action_in_proj.bias.copy_(constant * loudness)
+    model.action_out_proj.weight.copy_(columns.T * CONTRACTION * loudness / math.sqrt(width))
     model.expert.norm.dense.weight.zero_()
-    model.expert.norm.dense.bias.zero_()
-    model.action_out_proj.weight.copy_(columns.T * CONTRACTION * rms)
+
+
+def _calm(model: Pi05) -> None:
+    """Let the expert's layers speak softly, choose clearly, and vary slowly along the chunk."""
+    config = model.config.expert
+    pair = torch.arange(config.head_dim) % (config.head_dim // 2)
+    scale = torch.where(pair < SLOW_ROPE, 0.0, SHARPNESS).repeat(config.heads)  # [h*d]
+    for layer in model.expert.blocks():
+        layer.self_attn.q_proj.weight *= scale[:, None]
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.dense.weight *= 0.2  # how much the flow time matters
+            norm.dense.bias[2 * config.width :] = WANDER
+
+
+def centre(model: Pi05, tokenizer: PromptTokenizer, seed: int) -> None:
+    """Move the chunk, averaged over a few scenes and states, to the middle of its range."""
+    config = model.config
+    random = torch.Generator().manual_seed(seed)
+    side, noise = config.vision.image, torch.zeros(1, config.horizon, config.action_dim)
+    chunks = []
+    for prompt in ("pick up the red cube", "open the drawer", "hand over the cup", "push the box"):
+        blobs = torch.rand(3, 3, 8, 8, generator=random) * 2 - 1
+        images = interpolate(blobs, size=(side, side), mode="bilinear")  # [cameras, 3, S, S]
+        state = torch.rand(16, generator=random) - 0.5  # normalised, about the middle
+        tokens = torch.from_numpy(tokenizer.encode(prompt, state.double().numpy()))[None]
+        chunks.append(model.sample_actions(images.split(1), tokens, noise))
+    rest = torch.cat(chunks).mean((0, 1)).round(decimals=1)  # [A]; the same on any machine
+    model.action_out_proj.bias.add_(CONTRACTION * rest)
 
 
 def train_tokenizer(vocab_size: int) -> bytes:
@@ -128,7 +159,7 @@ def train_tokenizer(vocab_size: int) -> bytes:
         model_writer=proto,
         vocab_size=vocab_size,
         hard_vocab_limit=False,
-        model_type="unigram",
+        model_type="bpe",
         byte_fallback=True,  # any prompt can be written
         normalization_rule_name="identity",
         add_dummy_prefix=False,
