@@ -18,7 +18,7 @@ from safe_pruner_node.types import StepReport
 
 @dataclass(frozen=True)
 class FinishedStep:
-    """One policy step from camera to first command, ready to be published.
+    """One policy step from camera to first command, or to where its chunk was dropped.
 
     Attributes:
         report: The engine's report.
@@ -26,7 +26,8 @@ class FinishedStep:
         checkpoint: Checkpoint id.
         prompt: The task in words.
         worker_ms: The whole step in the worker.
-        end_to_end_ms: Oldest camera stamp to the first command of its chunk.
+        end_to_end_ms: Oldest camera stamp to the first command of its chunk; NaN until then.
+        dropped: Why the chunk is not played; empty when it is.
         delay_ms: Observation time to chunk accepted, control clock.
         queue_actions: Actions left of the old chunk when this one came.
         epoch: Chunk epoch.
@@ -40,6 +41,7 @@ class FinishedStep:
     prompt: str
     worker_ms: float
     end_to_end_ms: float
+    dropped: str
     delay_ms: float
     queue_actions: int
     epoch: int
@@ -65,6 +67,7 @@ def policy_step_message(step: FinishedStep) -> PolicyStep:
     message.stages = [StageTime(name=n, ms=float(ms)) for n, ms in report.stage_ms.items()]
     message.step_ms = float(step.worker_ms)
     message.end_to_end_ms = float(step.end_to_end_ms)
+    message.dropped = step.dropped
     message.cameras = [
         CameraStatus(
             name=name,

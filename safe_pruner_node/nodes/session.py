@@ -288,27 +288,24 @@ class PolicySession:
         queue_actions = self.supervisor.remaining_actions
         outcome = self.supervisor.on_chunk(event.chunk, now_s)
         if not outcome.ok:
-            self._node.get_logger().warning(
-                f"chunk dropped: {outcome.message}", throttle_duration_sec=1.0
-            )
-            return
+            self._warn(f"chunk dropped: {outcome.message}")
         if query is None:
             return
-        self._accepted.append(
-            FinishedStep(
-                report=event.report,
-                cameras=query.cameras,
-                checkpoint=self.checkpoint_id,
-                prompt=query.prompt,
-                worker_ms=event.worker_ms,
-                end_to_end_ms=float("nan"),
-                delay_ms=(now_s - query.time_s) * 1e3,
-                queue_actions=queue_actions,
-                epoch=event.chunk.epoch,
-                horizon=len(event.chunk.actions),
-                action_dt_s=event.chunk.dt_s,
-            )
+        step = FinishedStep(
+            report=event.report,
+            cameras=query.cameras,
+            checkpoint=self.checkpoint_id,
+            prompt=query.prompt,
+            worker_ms=event.worker_ms,
+            end_to_end_ms=float("nan"),
+            dropped="" if outcome.ok else outcome.message,
+            delay_ms=(now_s - query.time_s) * 1e3,
+            queue_actions=queue_actions,
+            epoch=event.chunk.epoch,
+            horizon=len(event.chunk.actions),
+            action_dt_s=event.chunk.dt_s,
         )
+        (self._accepted if outcome.ok else self.finished).append(step)
 
     def _warn(self, line: str) -> None:
         self._node.get_logger().warning(line, throttle_duration_sec=1.0)

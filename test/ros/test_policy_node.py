@@ -86,6 +86,7 @@ def test_a_run_from_start_to_the_last_hold(bystander, start, small_checkpoint):
     assert later.kept_tokens == 48
     assert [c.name for c in later.cameras] == ["head", "left_wrist", "right_wrist"]
     assert later.end_to_end_ms > later.step_ms > 0.0
+    assert later.dropped == ""
     assert {"decode", "vision", "prefill_early", "denoise"} <= {s.name for s in later.stages}
 
     answer = stack.call("stop")
