@@ -20,7 +20,7 @@ demo: setup ## the policy on the simulated S1, results in runs/demo (DEMO_ARGS="
 test: setup ## lint, types, import rules and all tests
 	@tools/setup.sh parity
 	@tools/lint.sh
-	@export ROS_DOMAIN_ID=$$((30 + $$$$ % 40)); $(IN_ENV) exec python -m pytest -q test $(TEST_ARGS)
+	@export ROS_DOMAIN_ID=$$((30 + $$$$ % 40)); $(IN_ENV) exec python -m pytest test $(TEST_ARGS)
 
 lint: setup ## ruff, mypy, import rules, shell, docker files
 	@tools/lint.sh

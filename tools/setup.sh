@@ -184,10 +184,10 @@ import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 32, 32)
-renderer.update_scene(data)
-if not renderer.render().any():
-    raise SystemExit("an empty image")
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    if not renderer.render().any():
+        raise SystemExit("an empty image")
 PYTHON
 }
 
@@ -201,7 +201,7 @@ stage_drawing() {
         fi
     done
     # Newer Mesa has no OSMesa any more; EGL then draws in software too.
-    if [ "$(id -u)" -eq 0 ] && { apt_install libosmesa6 || apt_install libegl1 libgl1-mesa-dri; }; then
+    if [ "$(id -u)" -eq 0 ] && { apt_install libosmesa6 || apt_install libegl1 libgl1 libgl1-mesa-dri; }; then
         for backend in osmesa egl; do
             if draws_with "$backend"; then
                 echo "$backend" >"$state/mujoco_gl"
@@ -209,7 +209,7 @@ stage_drawing() {
             fi
         done
     fi
-    ask_user 'MuJoCo can draw with neither OSMesa nor EGL; install one: sudo apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)'
+    ask_user 'MuJoCo can draw with neither OSMesa nor EGL; install one: sudo apt-get install libosmesa6 (or libegl1 libgl1 libgl1-mesa-dri)'
 }
 
 # --- ROS 2 workspace ---------------------------------------------------------------------------
