@@ -42,7 +42,7 @@ from safe_pruner_node.nodes.reporting import (
     diagnostics_message,
     policy_step_message,
 )
-from safe_pruner_node.nodes.session import PolicySession, SessionSettings
+from safe_pruner_node.nodes.session import RobotSession, SessionSettings
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
 from safe_pruner_node.realtime import SERVICE_PRIORITY, request_realtime
 from safe_pruner_node.resources import resource
@@ -67,7 +67,7 @@ class PolicyNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__(NODE_NAME)
         self._stopping = False
-        self._session: PolicySession | None = None
+        self._session: RobotSession | None = None
         self._loop: ControlLoop | None = None
         self._timers: list[Timer] = []
         self._ticks_published = 0
@@ -220,7 +220,7 @@ class PolicyNode(LifecycleNode):
             auto_resume=parameters.auto_resume,
             dry_run=parameters.dry_run,
         )
-        self._session = PolicySession(self, settings, self._now_s, self._inputs_group)
+        self._session = RobotSession(self, settings, self._now_s, self._inputs_group)
         self._overlay_publishers = {
             camera.name: self.create_publisher(
                 CompressedImage,
@@ -231,7 +231,7 @@ class PolicyNode(LifecycleNode):
         }
         self._session.load(lambda: rclpy.ok() and not self._stopping)
 
-    def _require_session(self) -> PolicySession:
+    def _require_session(self) -> RobotSession:
         if self._session is None:
             raise RuntimeError("no session: configure first")
         return self._session
@@ -368,7 +368,7 @@ class PolicyNode(LifecycleNode):
     def _create_services(self) -> None:
         from safe_pruner_msgs.srv import SetPrompt  # noqa: PLC0415 - generated
 
-        handlers: dict[str, Callable[[PolicySession], str]] = {
+        handlers: dict[str, Callable[[RobotSession], str]] = {
             "start": _start,
             "stop": _stop,
             "reset": _reset,
@@ -380,7 +380,7 @@ class PolicyNode(LifecycleNode):
         self.create_service(SetPrompt, "~/set_prompt", self._answer_set_prompt)
 
     def _answer(
-        self, name: str, handler: Callable[[PolicySession], str]
+        self, name: str, handler: Callable[[RobotSession], str]
     ) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def answer(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             try:
@@ -402,7 +402,7 @@ class PolicyNode(LifecycleNode):
         self.get_logger().info(f"~/set_prompt: {response.message}")
         return response
 
-    def _active_session(self, service: str) -> PolicySession:
+    def _active_session(self, service: str) -> RobotSession:
         if self._session is None or self._loop is None:
             raise ConfigError(f"~/{service}", "", "a node that is not active", "it activated")
         return self._session
@@ -425,36 +425,36 @@ def _pruner_settings(parameters: PolicyNodeParameters) -> PrunerSettings:
     return load_preset(Path(file), parameters.pruner, rho=ratio)
 
 
-def _start(session: PolicySession) -> str:
+def _start(session: RobotSession) -> str:
     outcome = session.start()
     if not outcome.ok:
         raise ConfigError("~/start", "", outcome.message, "nothing in the way of a start")
     return outcome.message
 
 
-def _stop(session: PolicySession) -> str:
+def _stop(session: RobotSession) -> str:
     session.stop("stopped by ~/stop")
     return "holding"
 
 
-def _reset(session: PolicySession) -> str:
+def _reset(session: RobotSession) -> str:
     session.reset()
     return "holding; the next query is a keyframe"
 
 
-def _emergency_stop(session: PolicySession) -> str:
+def _emergency_stop(session: RobotSession) -> str:
     session.supervisor.emergency_stop("~/emergency_stop")
     return "emergency stop latched; ~/clear_emergency_stop leaves it"
 
 
-def _clear_emergency_stop(session: PolicySession) -> str:
+def _clear_emergency_stop(session: RobotSession) -> str:
     verdict = session.supervisor.clear_emergency_stop()
     if not verdict.ok:
         raise ConfigError("~/clear_emergency_stop", "", verdict.message, "a latched stop")
     return "emergency stop cleared; holding"
 
 
-def _control_health(session: PolicySession) -> Health:
+def _control_health(session: RobotSession) -> Health:
     output = session.output
     if output is None:
         return Health("control", DiagnosticStatus.STALE, "no tick yet", {})
@@ -475,7 +475,7 @@ def _control_health(session: PolicySession) -> Health:
     )
 
 
-def _worker_health(session: PolicySession) -> Health:
+def _worker_health(session: RobotSession) -> Health:
     state = session.worker.state
     level = {
         WorkerState.READY: DiagnosticStatus.OK,
@@ -496,7 +496,7 @@ def _worker_health(session: PolicySession) -> Health:
     )
 
 
-def _camera_health(session: PolicySession) -> Health:
+def _camera_health(session: RobotSession) -> Health:
     counts = session.inputs.cameras.counts()
     silent = [name for name, count in counts.items() if count.received == 0]
     message = session.waiting_for or "images arrive"

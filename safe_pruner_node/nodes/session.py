@@ -1,6 +1,6 @@
 """Everything that lives between configure and cleanup: inputs, worker, control, commands.
 
-The control thread calls `PolicySession.tick` and nothing it calls waits: it reads the newest
+The control thread calls `RobotSession.tick` and nothing it calls waits: it reads the newest
 measured joints, asks the supervisor for the next command and publishes it. The executor thread
 stores messages and hands observations to the worker; the worker client's thread hands chunks to
 the supervisor.
@@ -55,7 +55,7 @@ class SessionSettings:
         worker: The policy worker.
         control_rate_hz: Rate of the joint commands.
         query_rate_hz: Policy queries per second at most.
-        prompt: The task in words; changes with `PolicySession.set_prompt`.
+        prompt: The task in words; changes with `RobotSession.set_prompt`.
         auto_start: Start the policy as soon as everything is ready.
         auto_resume: Return to POLICY by itself after a fault.
         dry_run: Publish no command.
@@ -80,7 +80,7 @@ class _Query:
     time_s: float
 
 
-class PolicySession:
+class RobotSession:
     """One configured policy on one robot.
 
     Args:
