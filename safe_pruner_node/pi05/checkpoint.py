@@ -255,6 +255,9 @@ def _first(names: Sequence[str], count: int = 3) -> str:
 def _load_weights(
     path: Path, config: Pi05Config, device: torch.device, cast: Callable[[str], torch.dtype]
 ) -> Pi05:
+    expected = "a complete safetensors file"
+    if not path.is_file():
+        raise ConfigError(path, "", "no such file", expected)
     try:
         with safe_open(path, framework="pt") as file:
             names = model_keys(list(file.keys()))
@@ -267,8 +270,9 @@ def _load_weights(
             # somebody overwrites the file).
             with safe_open(path, framework="pt", device=str(device)) as file:
                 tensors[ours] = file.get_tensor(name).to(cast(ours), copy=True)
-    except (OSError, SafetensorError) as error:  # absent, unreadable, truncated, not safetensors
-        raise ConfigError(path, "", error, "a complete safetensors file") from None
+    except (OSError, SafetensorError) as error:  # unreadable, truncated, or something else
+        found = f"{path.stat().st_size} bytes ({error})"
+        raise ConfigError(path, "", found, expected) from None
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(requires_grad=False).eval()
 

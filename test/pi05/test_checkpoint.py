@@ -184,9 +184,12 @@ WRONG = {
     "uneven heads": (resize("vision", "heads", 3), r"config\.json: vision.heads: found 3"),
     "depths differ": (resize("expert", "depth", 5), r"config\.json: expert.depth: found 5"),
     "other width": (resize("vlm", "mlp", 48), r"tensors: found mis-shaped 12: .* and 9 more"),
-    "no weights": (lambda d: (d / WEIGHTS).unlink(), r"model\.safetensors: .*No such file"),
-    "no safetensors": (lambda d: (d / WEIGHTS).write_bytes(b"no"), r"model\.safetensors: found"),
-    "truncated": (truncate, r"model\.safetensors: found .*, expected a complete safetensors"),
+    "no weights": (lambda d: (d / WEIGHTS).unlink(), r"model\.safetensors: found no such file"),
+    "no safetensors": (
+        lambda d: (d / WEIGHTS).write_bytes(b"no"),
+        r"model\.safetensors: found 2 bytes",
+    ),
+    "truncated": (truncate, r"safetensors: found \d+ bytes \(.*, expected a complete safetensors"),
     "missing": (
         tensors(lambda t: (t.pop("action_out_proj.bias"), t.pop("time_mlp_in.bias"))),
         r"found missing 2: action_out_proj\.bias, time_mlp_in\.bias,",
