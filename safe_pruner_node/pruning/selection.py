@@ -28,7 +28,7 @@ def top_k_with_floors(scores: Tensor, k: int, cameras: Sequence[slice], floor: i
         owed = torch.zeros(len(scores), dtype=torch.uint8, device=scores.device)
         for camera in cameras:
             best = scores[camera].argsort(descending=True, stable=True)[:floor]
-            owed[camera.start + best] = 1
+            owed.index_fill_(0, camera.start + best, 1)  # no transfer, unlike owed[...] = 1
         # Owed tokens move to the front; within both groups the order by score stays.
         order = order[owed[order].argsort(descending=True, stable=True)]
     return order[:k].sort().values

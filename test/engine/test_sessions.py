@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from safe_pruner_node.engine.session import PolicySession
 from safe_pruner_node.errors import ConfigError
@@ -85,6 +86,46 @@ def test_nan_saliency_is_a_keyframe_not_a_pruned_step(session, frames):
     with torch.inference_mode():
         safe.pruner.reference.early.fill_(float("nan"))
     assert frames.step(safe, 1).decision.reason == "kappa"
+
+
+class ReadBacks(TorchFunctionMode):
+    """Lists the calls that bring a tensor's value to Python or make a size depend on it."""
+
+    NAMES = frozenset(
+        [
+            "__float__",
+            "__int__",
+            "__bool__",
+            "__index__",
+            "item",
+            "tolist",
+            "numpy",
+            "cpu",
+            "nonzero",
+            "masked_select",
+        ]
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if (name := getattr(function, "__name__", "")) in self.NAMES:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@modes
+def test_kappa_is_the_only_value_read_back_in_a_step(session, frames, mode):
+    safe = session(replace(SAFE, query_rows=mode))
+    frames.step(safe, 0)
+    with ReadBacks() as pruned:
+        assert not frames.step(safe, 1).decision.keyframe
+    safe.set_pruner(PrunerSettings(method="vanilla", rho=0.0))
+    with ReadBacks() as vanilla:
+        frames.step(safe, 1)
+    assert (pruned.names, vanilla.names) == (["__float__"], [])
 
 
 def test_changing_the_pruner_begins_a_session_and_a_bad_one_changes_nothing(session, frames):
