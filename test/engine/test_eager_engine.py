@@ -192,8 +192,8 @@ def test_noise_of_another_shape_is_refused(build):
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"state_dim": 25}, r"norm_stats\.state: found 16 channels, expected 25"),
-        ({"action_dim": 14}, r"norm_stats\.actions: found 16 channels, expected 14"),
+        ({"state_dim": 25}, r"norm_stats.*state: found 16 channels, expected 25"),
+        ({"action_dim": 14}, r"norm_stats.*actions: found 16 channels, expected 14"),
         ({"pruner": replace(ROBOT, layer=5)}, r"pruners\.yaml: robot\.layer: found 5, .*1\.\.4"),
         ({"device": "cuda"}, r"parameter: device: found cuda, but torch sees no CUDA device"),
     ],
@@ -208,7 +208,7 @@ def test_what_does_not_fit_the_checkpoint_fails_the_build(build, settings, compl
 def test_a_checkpoint_without_statistics_fails_the_build(small_checkpoint, tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.model"):
         (tmp_path / name).symlink_to(small_checkpoint / name)
-    with pytest.raises(ConfigError, match=r"norm_stats: found nothing"):
+    with pytest.raises(ConfigError, match=r"norm_stats.*: found no(thing| such file)"):
         build_engine(EngineSettings(tmp_path, device="cpu"))
 
 
