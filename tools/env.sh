@@ -67,11 +67,8 @@ _sp_source() {
 _sp_opt=$(_sp_ros_prefix)
 _sp_prepend PATH "$_sp_venv/bin"
 if [ -n "$_sp_opt" ]; then
-    # A vendor's or one's own workspace that is already sourced stays in front of /opt/ros.
-    case ":${AMENT_PREFIX_PATH-}:" in
-        *":$_sp_opt:"*) ;;
-        *) _sp_source "$_sp_opt/setup.bash" ;;
-    esac
+    # Adds only what is not there yet: a workspace that is already sourced stays in front.
+    _sp_source "$_sp_opt/setup.bash"
 else
     _sp_prepend AMENT_PREFIX_PATH "$_sp_venv"
     for _sp_dir in "$_sp_venv"/lib/python3*/site-packages/ros_*.libs "$_sp_venv/lib"; do
@@ -85,7 +82,7 @@ if [ -f "$_sp_root/ros2_ws/install/local_setup.bash" ]; then
 fi
 _sp_prepend PYTHONPATH "$_sp_root"
 SAFE_PRUNER_VENDOR_MSGS=$(_sp_vendor_msgs)
-export SAFE_PRUNER_VENDOR_MSGS
+export SAFE_PRUNER_VENDOR_MSGS SAFE_PRUNER_ROS=${_sp_opt:-$_sp_venv}
 if [ -n "$SAFE_PRUNER_VENDOR_MSGS" ]; then
     for _sp_variable in AMENT_PREFIX_PATH CMAKE_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH; do
         _sp_drop "$_sp_variable" "$_sp_root/ros2_ws/install/astribot_msgs"

