@@ -128,7 +128,7 @@ stage_venv() {
     touch "$venv/COLCON_IGNORE"
     drop_half_installed "$venv"
     pip_install pip 'setuptools<80' wheel
-    cp /proc/sys/kernel/random/uuid "$venv/setup-id"
+    [ -f "$venv/setup-id" ] || cp /proc/sys/kernel/random/uuid "$venv/setup-id"
 }
 
 torch_build() {
