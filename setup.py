@@ -31,7 +31,7 @@ setup(
     ],
     # Versions are pinned in requirements/, and ROS 2 packages are declared in package.xml.
     install_requires=["setuptools"],
-    tests_require=["pytest"],
+    extras_require={"test": ["pytest"]},  # how colcon test knows that pytest runs the tests
     python_requires=">=3.10",
     zip_safe=False,
     entry_points={
