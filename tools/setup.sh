@@ -274,7 +274,7 @@ set_up() {
     [ -f "$state/mujoco_gl" ] || rm -f "$state/drawing.stamp"
     build=$(torch_build)
     write_constraints
-    stage system 'system packages' "ros=$opt_ros" "${PYTHON-}"
+    stage system 'system packages' "ros=$opt_ros"
     stage venv 'virtual environment' "ros=$opt_ros"
     previous_hash=$(cat "$venv/setup-id")
     stage torch "torch ($build)" "$(sed -n '/^torch==/p' requirements/constraints.txt)" "$build"
