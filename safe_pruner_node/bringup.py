@@ -54,6 +54,9 @@ class BringupOptions:
     )
     dry_run: bool = _argument(False, "Run everything but publish no command.")
     robot_config: str = _argument("", "Robot description. Empty: config/astribot_s1.yaml.")
+    asset_id: str = _argument(
+        "", "Which of an openpi checkpoint's assets holds the statistics. Empty: the only one."
+    )
     tokenizer: str = _argument("", "SentencePiece model. Empty: the checkpoint's, else openpi's.")
     device: str = _argument("auto", "auto, cpu or cuda.")
     worker_threads: int = _argument(0, "CPU threads of the policy worker; 0: all cores but one.")

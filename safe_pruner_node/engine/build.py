@@ -33,7 +33,9 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    checkpoint = load_checkpoint(settings.checkpoint, device=device, dtype=settings.dtype)
+    checkpoint = load_checkpoint(
+        settings.checkpoint, device=device, dtype=settings.dtype, asset_id=settings.asset_id
+    )
     _check_sizes(checkpoint, settings)
     path = find_tokenizer(settings.checkpoint, settings.tokenizer)
     tokenizer = PromptTokenizer(path, checkpoint.config.max_prompt_tokens)
@@ -81,15 +83,15 @@ def choose_device(name: str) -> torch.device:
 def _check_sizes(checkpoint: Checkpoint, settings: EngineSettings) -> None:
     stats = checkpoint.norm_stats
     if stats is None:
-        raise ConfigError(checkpoint.directory, "norm_stats", "nothing", "the policy's statistics")
+        raise ConfigError(checkpoint.stats_path, "", "no such file", "the policy's statistics")
     for key, wanted, found in (
         ("state", settings.state_dim, stats.state.dim),
         ("actions", settings.action_dim, stats.actions.dim),
     ):
         if wanted is not None and wanted != found:
             raise ConfigError(
-                checkpoint.directory,
-                f"norm_stats.{key}",
+                checkpoint.stats_path,
+                key,
                 f"{found} channels",
                 f"{wanted}, as the robot's layout",
             )

@@ -46,9 +46,7 @@ class EagerEngine(Engine):
         state_in_prompt: bool = True,
     ) -> None:
         if checkpoint.norm_stats is None:
-            raise ConfigError(
-                checkpoint.directory, "norm_stats", "nothing", "the policy's statistics"
-            )
+            raise ConfigError(checkpoint.stats_path, "", "no such file", "the policy's statistics")
         self._checkpoint = checkpoint
         self._stats: NormStats = checkpoint.norm_stats
         self._tokenizer = tokenizer

@@ -22,6 +22,8 @@ class EngineSettings:
 
     Attributes:
         checkpoint: openpi or lerobot checkpoint directory.
+        asset_id: Which of an openpi checkpoint's assets holds the statistics; None takes the only
+            one.
         tokenizer: SentencePiece file; None takes the checkpoint's own or openpi's cache.
         device: ``auto`` takes CUDA where there is one.
         dtype: ``fp32``, ``bf16`` (openpi's mixed precision) or ``auto``: bf16 on CUDA, fp32 on CPU.
@@ -36,6 +38,7 @@ class EngineSettings:
     """
 
     checkpoint: Path
+    asset_id: str | None = None
     tokenizer: Path | None = None
     device: str = "auto"
     dtype: str = "auto"

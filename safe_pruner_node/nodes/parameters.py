@@ -30,6 +30,9 @@ class PolicyNodeParameters:
     """Everything a run chooses; the robot itself is described in ``robot_config``."""
 
     checkpoint: str = _parameter("", "Checkpoint directory, openpi or LeRobot layout.")
+    asset_id: str = _parameter(
+        "", "Which of an openpi checkpoint's assets holds the statistics; empty: the only one."
+    )
     tokenizer: str = _parameter("", "SentencePiece model; empty: the checkpoint's, else openpi's.")
     prompt: str = _parameter("", "The task in words.")
     pruner: str = _parameter("robot", "Preset of the pruner file. Changes between episodes.")

@@ -196,6 +196,7 @@ class PolicyNode(LifecycleNode):
         threads = parameters.worker_threads or default_worker_threads()
         engine = EngineSettings(
             checkpoint=Path(parameters.checkpoint).expanduser(),
+            asset_id=parameters.asset_id or None,
             tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
             device=parameters.device,
             pruner=_pruner_settings(parameters),

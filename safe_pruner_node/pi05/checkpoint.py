@@ -85,6 +85,13 @@ class Checkpoint:
     tokenizer_path: Path | None
     identity: str
 
+    @property
+    def stats_path(self) -> Path:
+        """The file that the statistics come from, or would come from if they were there."""
+        if self.origin == "lerobot":
+            return self.directory / "policy_preprocessor.json"
+        return self.directory / "assets" / (self.asset_id or "<asset_id>") / "norm_stats.json"
+
 
 def load_checkpoint(
     directory: str | Path,

@@ -43,6 +43,19 @@ def desk(tmp_path_factory, small_checkpoint):
     rclpy.try_shutdown()
 
 
+def good(checkpoint):
+    """Parameters that configure."""
+    return {
+        "checkpoint": str(checkpoint),
+        "robot_config": "",
+        "pruners_config": "",
+        "pruner": "robot",
+        "prompt": "x",
+        "tokenizer": "",
+        "asset_id": "",
+    }
+
+
 class Files:
     """Copies of the good files, each to be spoiled in one place."""
 
@@ -282,19 +295,12 @@ def test_a_wrong_value_is_not_taken(desk, values, fragments):
         ({"checkpoint": ""}, ["checkpoint"]),
         ({"tokenizer": "/nowhere/tokenizer.model"}, ["/nowhere/tokenizer.model"]),
         ({"pruners_config": "/nowhere.yaml"}, ["/nowhere.yaml"]),
+        ({"asset_id": "trossen"}, ["asset_id", "trossen/norm_stats.json"]),
     ],
 )
 def test_wrong_parameters_fail_configure(desk, small_checkpoint, values, fragments):
     bystander, process = desk
-    good = {
-        "checkpoint": str(small_checkpoint),
-        "robot_config": "",
-        "pruners_config": "",
-        "pruner": "robot",
-        "prompt": "x",
-        "tokenizer": "",
-    }
-    bystander.set_parameters("safe_pruner", **{**good, **values})
+    bystander.set_parameters("safe_pruner", **{**good(small_checkpoint), **values})
     line = refused_line(bystander, process)
     for fragment in fragments:
         assert fragment in line, line
@@ -302,15 +308,7 @@ def test_wrong_parameters_fail_configure(desk, small_checkpoint, values, fragmen
 
 def test_a_topic_of_another_type(desk, small_checkpoint):
     bystander, process = desk
-    good = {
-        "checkpoint": str(small_checkpoint),
-        "robot_config": "",
-        "pruners_config": "",
-        "pruner": "robot",
-        "prompt": "x",
-        "tokenizer": "",
-    }
-    bystander.set_parameters("safe_pruner", **good)
+    bystander.set_parameters("safe_pruner", **good(small_checkpoint))
     stranger = bystander.node.create_publisher(String, HEAD_TOPIC, 1)
     try:
         wait_until(
@@ -325,15 +323,7 @@ def test_a_topic_of_another_type(desk, small_checkpoint):
 
 def test_after_all_that_the_node_can_be_configured(desk, small_checkpoint):
     bystander, _ = desk
-    good = {
-        "checkpoint": str(small_checkpoint),
-        "robot_config": "",
-        "pruners_config": "",
-        "pruner": "robot",
-        "prompt": "x",
-        "tokenizer": "",
-    }
-    bystander.set_parameters("safe_pruner", **good)
+    bystander.set_parameters("safe_pruner", **good(small_checkpoint))
     wait_until(
         lambda: HEAD_TOPIC not in dict(bystander.node.get_topic_names_and_types()),
         "the stranger gone",
