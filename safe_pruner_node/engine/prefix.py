@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05, Rope, rotate
+from safe_pruner_node.pi05.model import KeyValue, Pi05, Rope
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPre
         x, kv = block(x, rope)
         cache.append(kv)
     normed, _ = boundary.input_layernorm(x)
-    cache.append(_keys_values(boundary, normed, rope))
-    text_query = _query(boundary, normed[:, n_visual:], _rows(rope, slice(n_visual, None)))
+    cache.append(boundary.keys_values(normed, rope))
+    text_query = boundary.query(normed[:, n_visual:], _rows(rope, slice(n_visual, None)))
     return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache))
 
 
@@ -85,7 +85,7 @@ def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[K
         rows = torch.cat([keep, torch.arange(n_visual, n, device=keep.device)])  # [K + T]
         x, rope = early.x[:, rows], _rows(early.rope, rows)
         visual_normed, visual_rope = early.normed[:, keep], _rows(early.rope, keep)
-    query = torch.cat([_query(boundary, visual_normed, visual_rope), early.text_query], 2)
+    query = torch.cat([boundary.query(visual_normed, visual_rope), early.text_query], 2)
     k, v = early.cache[-1]
     x = boundary.finish(x, boundary.attend(query, k, v), None)
     cache = list(early.cache)
@@ -95,35 +95,8 @@ def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[K
         cache.append(kv)
     # Nobody reads the last layer's output: keys and values are all that is needed of it.
     normed, _ = last.input_layernorm(x)
-    cache.append(_keys_values(last, normed, rope))
+    cache.append(last.keys_values(normed, rope))
     return cache
-
-
-def prefill_full(model: Pi05, x: Tensor) -> list[KeyValue]:
-    """The vanilla prefill of x [1, N, D]: every token in every layer."""
-    rope = model.rope(torch.arange(x.shape[1], device=x.device)[None])
-    *full, last = model.vlm.blocks()
-    cache: list[KeyValue] = []
-    for block in full:
-        x, kv = block(x, rope)
-        cache.append(kv)
-    normed, _ = last.input_layernorm(x)
-    cache.append(_keys_values(last, normed, rope))
-    return cache
-
-
-def _query(layer: GemmaLayer, normed: Tensor, rope: Rope) -> Tensor:
-    q = layer.self_attn.q_proj(normed).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
-    return rotate(q, rope)  # [1, h, n, d]
-
-
-def _keys_values(layer: GemmaLayer, normed: Tensor, rope: Rope) -> KeyValue:
-    attention = layer.self_attn
-    k, v = (
-        projection(normed).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)  # [1, g, n, d]
-        for projection in (attention.k_proj, attention.v_proj)
-    )
-    return rotate(k, rope), v
 
 
 def _rows(rope: Rope, rows: Tensor | slice) -> Rope:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, FlowSchedule
-from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_early, prefill_full, prefill_late
+from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_early, prefill_late
 from safe_pruner_node.engine.timing import StageTimer
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Scene
@@ -117,7 +117,7 @@ class PolicySession:
     def _full_step(self, z: Tensor, tokens: Tensor, noise: Tensor, timer: StageTimer) -> Tensor:
         with timer.stage("prefill"):
             prefix = torch.cat([z[None], self.model.embed_text(tokens)], 1)
-            cache = prefill_full(self.model, prefix)
+            cache = self.model.prefill(prefix)
         with timer.stage("denoise"):
             return ActionFlow(self.model, self.schedule, noise, prefix.shape[1]).run(cache)
 

@@ -106,11 +106,20 @@ class GemmaLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Project x [B, N, D] to q [B, h, N, d], k and v [B, g, N, d] (q, k rotated), and gate."""
         y, gate = self.input_layernorm(x, cond)
-        q, k, v = (
-            proj(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, N, d]
-            for proj in (self.self_attn.q_proj, self.self_attn.k_proj, self.self_attn.v_proj)
+        return self.query(y, rope), *self.keys_values(y, rope), gate
+
+    def query(self, y: Tensor, rope: Rope) -> Tensor:
+        """Rotated queries [B, h, N, d] of normed rows y [B, N, D]."""
+        q = self.self_attn.q_proj(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return rotate(q, rope)
+
+    def keys_values(self, y: Tensor, rope: Rope) -> KeyValue:
+        """Rotated keys and values, each [B, g, N, d], of normed rows y [B, N, D]."""
+        k, v = (
+            proj(y).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.self_attn.k_proj, self.self_attn.v_proj)
         )
-        return rotate(q, rope), rotate(k, rope), v, gate
+        return rotate(k, rope), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attention of q [B, h, N_q, d] over k, v [B, g, N_k, d] to [B, N_q, h*d].
@@ -336,8 +345,8 @@ class Pi05(nn.Module):
         for layer in layers:
             x, kv = layer(x, rope, mask=mask)
             cache.append(kv)
-        _, k, v, _ = last.qkv(x, rope)
-        return [*cache, (k, v)]
+        normed, _ = last.input_layernorm(x)
+        return [*cache, last.keys_values(normed, rope)]
 
     def time_condition(self, t: Tensor) -> Tensor:
         """Flow time t [B], 1 (noise) to 0 (action), to the adaRMS condition [B, D_expert]."""

@@ -14,6 +14,8 @@ import io
 import itertools
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +67,25 @@ def build_nano(directory: str | Path, seed: int = 0) -> Path:
         ) from None
     tokenizer = directory / "tokenizer.model"
     tokenizer.write_bytes(train_tokenizer(NANO.vocab_size))
-    model = random_model(NANO, seed)
-    centre(model, PromptTokenizer(tokenizer, NANO.max_prompt_tokens), seed)
+    with _one_thread():
+        model = random_model(NANO, seed)
+        centre(model, PromptTokenizer(tokenizer, NANO.max_prompt_tokens), seed)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(mixed_dtype(name))
     (directory / "README.md").write_text(_model_card(model, seed), encoding="utf-8")
     save_openpi(directory, model, s1_norm_stats(), ASSET_ID, tokenizer)
     return directory
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are taken in an order that depends on the threads; the files must not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def s1_norm_stats() -> NormStats:

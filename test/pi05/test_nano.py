@@ -17,7 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory):
-    return load_checkpoint(build_nano(tmp_path_factory.mktemp("nano"), seed=0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)  # whatever it is: the files must not depend on it
+    directory = build_nano(tmp_path_factory.mktemp("nano"), seed=0)
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
+    return load_checkpoint(directory)
 
 
 @pytest.fixture(scope="module")
