@@ -59,8 +59,6 @@ class RunRecorder(Node):
 
     def _on_control(self, message: ControlState) -> None:
         self.control = message
-        if not self.recording:
-            return
         if message.mode == ControlState.POLICY:
             self._elapsed_s()
         self._periods_ms.extend(message.periods_ms)
