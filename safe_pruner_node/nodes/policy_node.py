@@ -14,7 +14,6 @@ from types import FrameType
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -67,12 +66,12 @@ class PolicyNode(LifecycleNode):
     def __init__(self) -> None:
         super().__init__(NODE_NAME)
         self._stopping = False
+        self._simulated = False
         self._session: RobotSession | None = None
         self._loop: ControlLoop | None = None
         self._timers: list[Timer] = []
         self._ticks_published = 0
         self._overlay_publishers: dict[str, Publisher] = {}
-        self._inputs_group = MutuallyExclusiveCallbackGroup()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         for item in dataclasses.fields(PolicyNodeParameters):
             descriptor = ParameterDescriptor(
@@ -143,13 +142,12 @@ class PolicyNode(LifecycleNode):
         """Start the control loop in HOLD."""
         session = self._require_session()
         rate_hz = session.settings.control_rate_hz
-        simulated = self.get_parameter("use_sim_time").value
-        loop_type = ClockDrivenLoop if simulated else RealTimeLoop
+        loop_type = ClockDrivenLoop if self._simulated else RealTimeLoop
         self._loop = loop_type(rate_hz, session.tick, on_error=self._on_tick_error)
         self._ticks_published = 0
-        session.supervisor.reset()
+        session.begin()
         self._loop.start()
-        self._start_timers(simulated=bool(simulated))
+        self._start_timers()
         self.get_logger().info(
             "active in HOLD"
             + ("" if session.settings.auto_start else "; hand over the arms with ~/start")
@@ -190,6 +188,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         parameters = self.parameters()
+        self._simulated = bool(self.get_parameter("use_sim_time").value)
         require_messages()
         robot = load_robot_config(parameters.robot_config or resource("config/astribot_s1.yaml"))
         check_topic_types(self, robot)
@@ -221,7 +220,7 @@ class PolicyNode(LifecycleNode):
             auto_resume=parameters.auto_resume,
             dry_run=parameters.dry_run,
         )
-        self._session = RobotSession(self, settings, self._now_s, self._inputs_group)
+        self._session = RobotSession(self, settings, self._now_s)
         self._overlay_publishers = {
             camera.name: self.create_publisher(
                 CompressedImage,
@@ -277,11 +276,11 @@ class PolicyNode(LifecycleNode):
 
     def _now_s(self) -> float:
         """The control clock: steady, or the simulation's where ``use_sim_time`` says so."""
-        if self.get_parameter("use_sim_time").value:
+        if self._simulated:
             return float(self.get_clock().now().nanoseconds) * 1e-9
         return time.monotonic()
 
-    def _start_timers(self, *, simulated: bool) -> None:
+    def _start_timers(self) -> None:
         periods: list[tuple[float, Callable[[], None]]] = [
             (_QUERY_PERIOD_S, self._query),
             (_CONTROL_STATE_PERIOD_S, self._publish_control_state),
@@ -291,7 +290,7 @@ class PolicyNode(LifecycleNode):
         self._timers = [
             self.create_timer(period, callback, clock=self._steady) for period, callback in periods
         ]
-        if simulated:
+        if self._simulated:
             loop = self._loop
             assert isinstance(loop, ClockDrivenLoop)  # noqa: S101 - chosen in on_activate
             self._timers.append(

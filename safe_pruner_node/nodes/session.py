@@ -1,8 +1,8 @@
 """Everything that lives between configure and cleanup: inputs, worker, control, commands.
 
-The control thread calls `RobotSession.tick` and nothing it calls waits: it reads the newest
+The control thread calls `RobotSession.tick` and nothing it calls waits: it takes the newest
 measured joints, asks the supervisor for the next command and publishes it. The executor thread
-stores messages and hands observations to the worker; the worker client's thread hands chunks to
+takes images and hands observations to the worker; the worker client's thread hands chunks to
 the supervisor.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from rclpy.callback_groups import CallbackGroup
 from rclpy.lifecycle import LifecycleNode
 
 from safe_pruner_node.control.limits import JointLimits
@@ -87,7 +86,6 @@ class RobotSession:
         node: Clock, logger, subscriptions and publishers.
         settings: What to run.
         now_s: The control clock: steady time, or simulated time in lock-step.
-        group: Callback group of the subscriptions.
     """
 
     def __init__(
@@ -95,7 +93,6 @@ class RobotSession:
         node: LifecycleNode,
         settings: SessionSettings,
         now_s: Callable[[], float],
-        group: CallbackGroup,
     ) -> None:
         robot = settings.robot
         self.settings = settings
@@ -133,7 +130,7 @@ class RobotSession:
             ),
         )
         self.worker = WorkerClient(settings.worker, self._on_event)
-        self.inputs = Inputs(node, robot, now_s, self._warn, group)
+        self.inputs = Inputs(node, robot, now_s, self._warn)
         self.commands = None if settings.dry_run else CommandPublishers(node, robot)
 
     # --- configure and cleanup ----------------------------------------------------------------
@@ -154,6 +151,11 @@ class RobotSession:
             if not alive():
                 raise ConfigError("configure", "", "a request to stop", "to be left to finish")
 
+    def begin(self) -> None:
+        """Activation: only what is measured from now on counts."""
+        self.inputs.begin()
+        self.supervisor.reset()
+
     def close(self) -> None:
         """End the worker and everything that listens or speaks."""
         self.worker.stop()
@@ -165,6 +167,7 @@ class RobotSession:
 
     def tick(self, now_s: float) -> None:
         """One control period: measured joints in, one command out."""
+        self.inputs.poll_joints()
         measured = self.inputs.joints.measured()
         if measured is not None:
             self.supervisor.on_state(*measured)
@@ -188,6 +191,7 @@ class RobotSession:
 
     def query(self) -> None:
         """Hand the newest observation to the worker when it is idle and the policy wants one."""
+        self.inputs.poll_cameras()
         now_s = self._now_s()
         if self._auto_start_pending:
             # Until the policy really drives: the first try may come before everything is there.
