@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
@@ -52,7 +53,8 @@ def generate_launch_description() -> LaunchDescription:
         )
         for item in dataclasses.fields(BringupOptions)
     ]
+    variable = "FASTRTPS_DEFAULT_PROFILES_FILE"  # the user's own wins
     profile = SetEnvironmentVariable(
-        "FASTRTPS_DEFAULT_PROFILES_FILE", str(resource("config/fastdds.xml"))
+        variable, os.environ.get(variable) or str(resource("config/fastdds.xml"))
     )
     return LaunchDescription([*arguments, profile, OpaqueFunction(function=_nodes)])

@@ -7,6 +7,7 @@ the two cannot drift apart.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,11 @@ ParameterValue = bool | int | float | str
 
 TWIN_STATE_RATE_HZ = 100.0
 """Joint-state rate of the twin; the robot's 250 Hz costs a software-rendered machine too much."""
+ROBOT_DOMAIN_ID = "25"
+"""ROS domain of the robot's own computers (vendor SDK)."""
+
+TWIN_PROMPT = "pick up the red cube"
+
 TWIN_CAMERA_RATE_HZ = 15.0
 """Camera rate of the twin: half the robot's, what two cores render beside the policy."""
 
@@ -32,13 +38,14 @@ class BringupOptions:
     """What a person chooses at start-up; each field is one launch argument."""
 
     checkpoint: str = _argument(
-        "", "Checkpoint directory (openpi or LeRobot layout). Empty: checkpoints/nano."
+        "", "Checkpoint directory (openpi or LeRobot layout). On the twin, empty: checkpoints/nano."
     )
-    prompt: str = _argument("pick up the red cube", "The task in words.")
+    prompt: str = _argument("", "The task in words. On the twin, empty: pick up the red cube.")
     pruner: str = _argument("robot", "Preset of config/pruners.yaml: robot, paper, vanilla...")
     pruning_ratio: float = _argument(
         -1.0, "Share of the visual tokens to prune, 0 to 0.95; -1 takes the preset's."
     )
+    pruners_config: str = _argument("", "Pruner presets. Empty: config/pruners.yaml.")
     control_rate_hz: float = _argument(
         0.0, "Rate of the joint commands; 0 takes the robot file's (250), on the twin 100."
     )
@@ -58,6 +65,7 @@ class BringupOptions:
         "", "Which of an openpi checkpoint's assets holds the statistics. Empty: the only one."
     )
     tokenizer: str = _argument("", "SentencePiece model. Empty: the checkpoint's, else openpi's.")
+    flow_steps: int = _argument(0, "Euler steps of the flow; 0 takes the checkpoint's.")
     device: str = _argument("auto", "auto, cpu or cuda.")
     worker_threads: int = _argument(0, "CPU threads of the policy worker; 0: all cores but one.")
     twin_summary: str = _argument("", "Where the twin writes its counts when it ends (JSON).")
@@ -112,46 +120,74 @@ def node_specs(options: BringupOptions) -> list[NodeSpec]:
     """The nodes of a run, in start order.
 
     Raises:
-        ConfigError: ``auto_start`` without the twin: on the robot a person starts the policy.
+        ConfigError: On the robot, no checkpoint or prompt was chosen, or ``auto_start`` was; for
+            the twin, the robot's ROS domain is set.
     """
-    if options.auto_start and not options.twin:
+    if options.twin:
+        check_twin_domain()
+        options = _on_the_twin(options)
+    else:
+        _check_chosen(options)
+    robot_config = options.robot_config or str(resource("config/astribot_s1.yaml"))
+    policy = {
+        item.name: getattr(options, item.name)
+        for item in dataclasses.fields(options)
+        if item.name not in {"twin", "twin_summary"}
+    }
+    policy |= {"robot_config": robot_config, "self_activate": True}
+    specs = [NodeSpec("policy_node", "safe_pruner", policy)]
+    if options.twin:
+        twin: dict[str, ParameterValue] = {
+            "robot_config": robot_config,
+            "camera_rate_hz": TWIN_CAMERA_RATE_HZ,
+            "state_rate_hz": TWIN_STATE_RATE_HZ,
+            "seed": options.seed,
+            "summary_path": options.twin_summary,
+        }
+        specs.insert(0, NodeSpec("twin_node", "astribot_twin", twin))
+    return specs
+
+
+def check_twin_domain() -> None:
+    """Keep the twin, which speaks on the robot's topic names, off the robot's ROS domain.
+
+    Raises:
+        ConfigError: ``ROS_DOMAIN_ID`` is the robot's.
+    """
+    if os.environ.get("ROS_DOMAIN_ID") == ROBOT_DOMAIN_ID:
+        raise ConfigError(
+            "environment",
+            "ROS_DOMAIN_ID",
+            f"{ROBOT_DOMAIN_ID}, the robot's",
+            "another domain for the twin, such as 77",
+        )
+
+
+def _on_the_twin(options: BringupOptions) -> BringupOptions:
+    """What the twin takes where nothing was chosen."""
+    return dataclasses.replace(
+        options,
+        checkpoint=options.checkpoint or str(default_checkpoint()),
+        prompt=options.prompt or TWIN_PROMPT,
+        control_rate_hz=options.control_rate_hz or TWIN_STATE_RATE_HZ,
+    )
+
+
+def _check_chosen(options: BringupOptions) -> None:
+    """Nothing on a robot runs by default: `ros2 launch` does not refuse a misspelt argument."""
+    for key, expected in (
+        ("checkpoint", "a checkpoint directory: there is no default on the robot"),
+        ("prompt", "the task in words: there is no default on the robot"),
+    ):
+        if not getattr(options, key).strip():
+            raise ConfigError("launch arguments", key, "nothing", expected)
+    if options.auto_start:
         raise ConfigError(
             "launch arguments",
             "auto_start",
             "true with twin:=false",
             "auto_start only with twin:=true; on the robot call ~/start",
         )
-    robot_config = options.robot_config or str(resource("config/astribot_s1.yaml"))
-    control_rate_hz = options.control_rate_hz
-    specs = []
-    if options.twin:
-        control_rate_hz = control_rate_hz or TWIN_STATE_RATE_HZ
-        specs.append(
-            NodeSpec(
-                "twin_node",
-                "astribot_twin",
-                {
-                    "robot_config": robot_config,
-                    "camera_rate_hz": TWIN_CAMERA_RATE_HZ,
-                    "state_rate_hz": TWIN_STATE_RATE_HZ,
-                    "seed": options.seed,
-                    "summary_path": options.twin_summary,
-                },
-            )
-        )
-    policy = {
-        item.name: getattr(options, item.name)
-        for item in dataclasses.fields(options)
-        if item.name not in {"twin", "twin_summary"}
-    }
-    policy |= {
-        "robot_config": robot_config,
-        "checkpoint": options.checkpoint or str(default_checkpoint()),
-        "control_rate_hz": control_rate_hz,
-        "self_activate": True,
-    }
-    specs.append(NodeSpec("policy_node", "safe_pruner", policy))
-    return specs
 
 
 def options_from_text(arguments: Mapping[str, str]) -> BringupOptions:

@@ -121,7 +121,9 @@ def listed(title, header):
 @pytest.fixture(scope="module")
 def face(tmp_path_factory, small_checkpoint):
     """Names and types of a real, configured policy node, its own as ~/name."""
-    (spec,) = node_specs(BringupOptions(checkpoint=str(small_checkpoint), worker_threads=1))
+    (spec,) = node_specs(
+        BringupOptions(checkpoint=str(small_checkpoint), prompt="x", worker_threads=1)
+    )
     context = rclpy.Context()
     context.init(domain_id=DOMAIN_ID)
     observer = Node("observer", context=context)

@@ -28,17 +28,16 @@ def camera_message_type(camera: CameraConfig) -> Any:  # noqa: ANN401 - a genera
     return getattr(sensor_msgs.msg, camera.type)
 
 
-def require_messages() -> None:
-    """Check that the message packages are there before anything is created from them.
+def require_robot_messages() -> None:
+    """Check that the robot's message package is there before anything is created from it.
 
     Raises:
-        ConfigError: Names the package that cannot be imported and how to get it.
+        ConfigError: Names the package and how to get it.
     """
-    for package in ("astribot_msgs", "safe_pruner_msgs"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                "message package",
-                package,
-                "not on PYTHONPATH",
-                "the robot vendor's workspace or ros2_ws/install sourced",
-            )
+    if importlib.util.find_spec("astribot_msgs") is None:
+        raise ConfigError(
+            "message package",
+            "astribot_msgs",
+            "not on PYTHONPATH",
+            "the robot vendor's workspace or ros2_ws/install sourced",
+        )

@@ -22,17 +22,19 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from rclpy.timer import Timer
+from safe_pruner_msgs.msg import ControlState, PolicyStep
+from safe_pruner_msgs.srv import SetPrompt
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import Trigger
 
 from safe_pruner_node.control.loop import ClockDrivenLoop, ControlLoop, RealTimeLoop
-from safe_pruner_node.control.supervisor import Mode
+from safe_pruner_node.control.supervisor import Mode, Outcome
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.client import WorkerState
 from safe_pruner_node.inference.protocol import WorkerSettings
 from safe_pruner_node.nodes.inputs import check_topic_types
-from safe_pruner_node.nodes.messages import require_messages
+from safe_pruner_node.nodes.messages import require_robot_messages
 from safe_pruner_node.nodes.parameters import PolicyNodeParameters, check_value
 from safe_pruner_node.nodes.reporting import (
     ControlSnapshot,
@@ -49,6 +51,7 @@ from safe_pruner_node.robot.config import load_robot_config
 
 NODE_NAME = "safe_pruner"
 
+_TELEMETRY_QOS = QoSProfile(depth=20)
 _QUERY_PERIOD_S = 0.01
 _CONTROL_STATE_PERIOD_S = 0.1
 _DIAGNOSTICS_PERIOD_S = 1.0
@@ -83,8 +86,8 @@ class PolicyNode(LifecycleNode):
             self.declare_parameter(item.name, item.default, descriptor)
         self.add_on_set_parameters_callback(self._on_set_parameters)
         # Telemetry outlives every lifecycle state, so these are plain publishers.
-        self._step_publisher = self._plain_publisher("step")
-        self._control_publisher = self._plain_publisher("control")
+        self._step_publisher = self.create_publisher(PolicyStep, "~/step", _TELEMETRY_QOS)
+        self._control_publisher = self.create_publisher(ControlState, "~/control", _TELEMETRY_QOS)
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", QoSProfile(depth=10)
         )
@@ -189,7 +192,7 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         parameters = self.parameters()
         self._simulated = bool(self.get_parameter("use_sim_time").value)
-        require_messages()
+        require_robot_messages()
         robot = load_robot_config(parameters.robot_config or resource("config/astribot_s1.yaml"))
         check_topic_types(self, robot)
         threads = parameters.worker_threads or default_worker_threads()
@@ -366,9 +369,7 @@ class PolicyNode(LifecycleNode):
     # --- services -----------------------------------------------------------------------------
 
     def _create_services(self) -> None:
-        from safe_pruner_msgs.srv import SetPrompt  # noqa: PLC0415 - generated
-
-        handlers: dict[str, Callable[[RobotSession], str]] = {
+        handlers: dict[str, Callable[[RobotSession], Outcome]] = {
             "start": _start,
             "stop": _stop,
             "reset": _reset,
@@ -380,20 +381,22 @@ class PolicyNode(LifecycleNode):
         self.create_service(SetPrompt, "~/set_prompt", self._answer_set_prompt)
 
     def _answer(
-        self, name: str, handler: Callable[[RobotSession], str]
+        self, name: str, handler: Callable[[RobotSession], Outcome]
     ) -> Callable[[Trigger.Request, Trigger.Response], Trigger.Response]:
         def answer(_request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
             try:
-                response.message = handler(self._active_session(name))
-                response.success = True
+                outcome = handler(self._active_session(name))
             except ConfigError as error:
-                response.success, response.message = False, str(error)
-            self.get_logger().info(f"~/{name}: {response.message}")
+                outcome = Outcome(ok=False, message=str(error))
+            response.success, response.message = outcome.ok, outcome.message
+            self.get_logger().info(f"~/{name}: {outcome.message}")
             return response
 
         return answer
 
-    def _answer_set_prompt(self, request, response):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _answer_set_prompt(
+        self, request: SetPrompt.Request, response: SetPrompt.Response
+    ) -> SetPrompt.Response:
         try:
             self._active_session("set_prompt").set_prompt(request.prompt)
             response.success, response.message = True, f"prompt is now {request.prompt!r}"
@@ -407,12 +410,6 @@ class PolicyNode(LifecycleNode):
             raise ConfigError(f"~/{service}", "", "a node that is not active", "it activated")
         return self._session
 
-    def _plain_publisher(self, name: str) -> Publisher:
-        import safe_pruner_msgs.msg as messages  # noqa: PLC0415 - generated
-
-        kind = {"step": messages.PolicyStep, "control": messages.ControlState}[name]
-        return self.create_publisher(kind, f"~/{name}", QoSProfile(depth=20))
-
 
 def default_worker_threads() -> int:
     """All cores but the one that control and the subscriptions need, eight at most."""
@@ -425,33 +422,27 @@ def _pruner_settings(parameters: PolicyNodeParameters) -> PrunerSettings:
     return load_preset(Path(file), parameters.pruner, rho=ratio)
 
 
-def _start(session: RobotSession) -> str:
-    outcome = session.start()
-    if not outcome.ok:
-        raise ConfigError("~/start", "", outcome.message, "nothing in the way of a start")
-    return outcome.message
+def _start(session: RobotSession) -> Outcome:
+    return session.start()
 
 
-def _stop(session: RobotSession) -> str:
+def _stop(session: RobotSession) -> Outcome:
     session.stop("stopped by ~/stop")
-    return "holding"
+    return Outcome(ok=True, message="holding")
 
 
-def _reset(session: RobotSession) -> str:
+def _reset(session: RobotSession) -> Outcome:
     session.reset()
-    return "holding; the next query is a keyframe"
+    return Outcome(ok=True, message="holding; the next query is a keyframe")
 
 
-def _emergency_stop(session: RobotSession) -> str:
+def _emergency_stop(session: RobotSession) -> Outcome:
     session.supervisor.emergency_stop("~/emergency_stop")
-    return "emergency stop latched; ~/clear_emergency_stop leaves it"
+    return Outcome(ok=True, message="emergency stop latched; ~/clear_emergency_stop leaves it")
 
 
-def _clear_emergency_stop(session: RobotSession) -> str:
-    verdict = session.supervisor.clear_emergency_stop()
-    if not verdict.ok:
-        raise ConfigError("~/clear_emergency_stop", "", verdict.message, "a latched stop")
-    return "emergency stop cleared; holding"
+def _clear_emergency_stop(session: RobotSession) -> Outcome:
+    return session.supervisor.clear_emergency_stop()
 
 
 def _control_health(session: RobotSession) -> Health:
@@ -528,10 +519,9 @@ def main() -> int:
     executor.add_node(node)
     request_realtime(SERVICE_PRIORITY)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    status = 0
     try:
         if node.get_parameter("self_activate").value:
-            status = _self_activate(node)
+            _self_activate(node)
         while rclpy.ok() and not signals:
             executor.spin_once(timeout_sec=0.1)
     except ExternalShutdownException:
@@ -543,15 +533,13 @@ def main() -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-    return status
-
-
-def _self_activate(node: PolicyNode) -> int:
-    """Configure and activate; the node stays, unconfigured, when that fails."""
-    if node.trigger_configure() is not TransitionCallbackReturn.SUCCESS:
-        return 1
-    node.trigger_activate()
     return 0
+
+
+def _self_activate(node: PolicyNode) -> None:
+    """Configure and activate; the node stays, unconfigured, when that fails."""
+    if node.trigger_configure() is TransitionCallbackReturn.SUCCESS:
+        node.trigger_activate()
 
 
 if __name__ == "__main__":

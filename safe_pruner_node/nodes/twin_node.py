@@ -33,6 +33,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import SetBool
 
+from safe_pruner_node.bringup import check_twin_domain
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.nodes.messages import camera_message_type, qos_profile
 from safe_pruner_node.resources import resource
@@ -345,6 +346,7 @@ def main() -> int:
     # Own handlers: the node still has to count and report after Ctrl-C or SIGTERM.
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     try:
+        check_twin_domain()
         node = TwinNode()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: node.request_stop())

@@ -22,7 +22,7 @@ def by_name(options):
 
 
 def test_the_robot_gets_the_policy_node_alone_and_in_hold():
-    specs = by_name(BringupOptions(prompt="x"))
+    specs = by_name(BringupOptions(checkpoint="c", prompt="x"))
     assert list(specs) == ["safe_pruner"]
     parameters = specs["safe_pruner"].parameters
     assert parameters["auto_start"] is False
@@ -31,12 +31,25 @@ def test_the_robot_gets_the_policy_node_alone_and_in_hold():
 
 def test_auto_start_on_the_robot_is_refused():
     with pytest.raises(ConfigError, match="auto_start"):
-        node_specs(BringupOptions(auto_start=True))
+        node_specs(BringupOptions(checkpoint="c", prompt="x", auto_start=True))
+
+
+@pytest.mark.parametrize(("missing", "given"), [("checkpoint", "prompt"), ("prompt", "checkpoint")])
+def test_nothing_runs_on_the_robot_by_default(missing, given):
+    """`ros2 launch` passes over a misspelt argument, so a default would run instead."""
+    with pytest.raises(ConfigError, match=missing):
+        node_specs(BringupOptions(**{given: "x"}))
+
+
+def test_the_twin_keeps_off_the_robots_domain(monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "25")
+    with pytest.raises(ConfigError, match="ROS_DOMAIN_ID"):
+        node_specs(BringupOptions(twin=True))
 
 
 @pytest.mark.parametrize("twin", [False, True])
 def test_every_parameter_is_one_that_its_node_knows_and_accepts(twin):
-    specs = by_name(BringupOptions(prompt="pick", twin=twin))
+    specs = by_name(BringupOptions(checkpoint="c", prompt="pick", twin=twin))
     policy = specs["safe_pruner"].parameters
     known = {item.name for item in dataclasses.fields(PolicyNodeParameters)}
     assert set(policy) <= known
@@ -47,7 +60,7 @@ def test_every_parameter_is_one_that_its_node_knows_and_accepts(twin):
 
 def test_command_line_carries_values_unharmed():
     prompt = "it's: a [tricky] #prompt, yes"
-    (spec,) = node_specs(BringupOptions(prompt=prompt))
+    (spec,) = node_specs(BringupOptions(checkpoint="c", prompt=prompt))
     arguments = spec.ros_arguments()
     given = dict(a.split(":=", 1) for a in arguments if ":=" in a)
     for name, value in spec.parameters.items():
