@@ -167,10 +167,13 @@ class RobotSession:
 
     def tick(self, now_s: float) -> None:
         """One control period: measured joints in, one command out."""
-        self.inputs.poll_joints()
-        measured = self.inputs.joints.measured()
-        if measured is not None:
-            self.supervisor.on_state(*measured)
+        try:
+            self.inputs.poll_joints()
+            measured = self.inputs.joints.measured()
+            if measured is not None:
+                self.supervisor.on_state(*measured)
+        except Exception as error:  # noqa: BLE001 - a bug in the input must not end the commands
+            self.supervisor.emergency_stop(f"joint input failed: {type(error).__name__}: {error}")
         output = self.output = self.supervisor.tick(now_s)
         if output.position is not None and self.commands is not None:
             self.commands.publish(output.position)
