@@ -361,7 +361,7 @@ def print_summary(summary: dict[str, Any], options: DemoOptions, console: Consol
     table.add_row(
         "starved / clamped / holds",
         f"{summary['starved_ticks']} / {summary['clamped_ticks']} / {summary['holds']}",
-        "ticks, ticks, times",
+        "ticks, ticks, times (the last stop is one)",
     )
     table.add_row("largest joint step", f"{summary['max_joint_step_rad']:.4f} rad", "per tick")
     console.print(table)
