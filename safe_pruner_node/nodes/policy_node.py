@@ -71,8 +71,9 @@ class PolicyNode(LifecycleNode):
         self._stopping = False
         self._simulated = False
         self._session: RobotSession | None = None
+        self._failure = ""
         self._loop: ControlLoop | None = None
-        self._timers: list[Timer] = []
+        self._active_timers: list[Timer] = []
         self._ticks_published = 0
         self._overlay_publishers: dict[str, Publisher] = {}
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -91,6 +92,7 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", QoSProfile(depth=10)
         )
+        self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=self._steady)
         self._create_services()
 
     # --- parameters ---------------------------------------------------------------------------
@@ -114,7 +116,7 @@ class PolicyNode(LifecycleNode):
         try:
             for name, value in values.items():
                 if name in PolicyNodeParameters.__dataclass_fields__:
-                    check_value(name, value)
+                    self._check_change(name, check_value(name, value))
             if self._session is not None and values.keys() & {"pruner", "pruning_ratio"}:
                 current = dataclasses.asdict(self.parameters())
                 wanted = PolicyNodeParameters.from_values(current | values)
@@ -123,14 +125,24 @@ class PolicyNode(LifecycleNode):
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
+    def _check_change(self, name: str, value: object) -> None:
+        """A configured node takes no change that would do nothing until the next configure."""
+        changes_live = name in {"pruner", "pruning_ratio"}
+        if self._session is None or changes_live or value == self.get_parameter(name).value:
+            return
+        way = "~/set_prompt" if name == "prompt" else "deactivate and cleanup first"
+        raise ConfigError("parameter", name, "a change of a configured node", way)
+
     # --- lifecycle ----------------------------------------------------------------------------
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
         """Validate everything, load and warm the model. One line and FAILURE when wrong."""
         started_s = time.monotonic()
+        self._failure = ""
         try:
             self._configure()
         except ConfigError as error:
+            self._failure = str(error)
             self.get_logger().error(f"configure failed: {error}")
             self._close_session()
             return TransitionCallbackReturn.FAILURE
@@ -253,13 +265,14 @@ class PolicyNode(LifecycleNode):
         if loop is None or session is None:
             return
         session.stop(reason)
-        deadline_s = time.monotonic() + _BRAKE_TIMEOUT_S
-        while not session.at_rest and time.monotonic() < deadline_s:
-            time.sleep(0.01)
-        time.sleep(_HOLD_AFTER_BRAKE_S)
-        for timer in self._timers:
+        if not self._simulated:  # simulated time stands still while this thread is in here
+            deadline_s = time.monotonic() + _BRAKE_TIMEOUT_S
+            while not session.at_rest and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            time.sleep(_HOLD_AFTER_BRAKE_S)
+        for timer in self._active_timers:
             self.destroy_timer(timer)
-        self._timers.clear()
+        self._active_timers.clear()
         loop.stop()
         self._publish_control_state()
         self._loop = None
@@ -287,16 +300,15 @@ class PolicyNode(LifecycleNode):
         periods: list[tuple[float, Callable[[], None]]] = [
             (_QUERY_PERIOD_S, self._query),
             (_CONTROL_STATE_PERIOD_S, self._publish_control_state),
-            (_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
             (_OVERLAY_CHECK_PERIOD_S, self._check_overlay_listeners),
         ]
-        self._timers = [
+        self._active_timers = [
             self.create_timer(period, callback, clock=self._steady) for period, callback in periods
         ]
         if self._simulated:
             loop = self._loop
             assert isinstance(loop, ClockDrivenLoop)  # noqa: S101 - chosen in on_activate
-            self._timers.append(
+            self._active_timers.append(
                 self.create_timer(
                     1.0 / self._require_session().settings.control_rate_hz,
                     lambda: loop.step_to(self._now_s()),
@@ -357,14 +369,12 @@ class PolicyNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         session = self._session
         if session is None:
-            return
-        self._diagnostics_publisher.publish(
-            diagnostics_message(
-                NODE_NAME,
-                [_control_health(session), _worker_health(session), _camera_health(session)],
-                self.get_clock().now().to_msg(),
-            )
-        )
+            level = DiagnosticStatus.ERROR if self._failure else DiagnosticStatus.WARN
+            health = [Health("node", level, self._failure or "not configured", {})]
+        else:
+            health = [_control_health(session), _worker_health(session), _camera_health(session)]
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics_publisher.publish(diagnostics_message(NODE_NAME, health, stamp))
 
     # --- services -----------------------------------------------------------------------------
 

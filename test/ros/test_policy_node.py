@@ -167,6 +167,11 @@ def test_prompt_and_pruner_change(bystander, start, small_checkpoint):
     )
     assert (changed.keyframe, changed.keyframe_reason) == (True, "prompt")
 
+    for name, value in (("prompt", "another"), ("control_rate_hz", 20.0)):
+        (idle,) = bystander.set_parameters("safe_pruner", **{name: value})
+        assert not idle.successful, f"{name} was taken and does nothing"
+        assert name in idle.reason
+
     (refused,) = bystander.set_parameters("safe_pruner", pruner="vanilla")
     assert not refused.successful
     assert "episode" in refused.reason

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import rclpy
 import yaml
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from safetensors.numpy import load_file, save_file
 from std_msgs.msg import String
 
@@ -304,6 +305,12 @@ def test_wrong_parameters_fail_configure(desk, small_checkpoint, values, fragmen
     line = refused_line(bystander, process)
     for fragment in fragments:
         assert fragment in line, line
+    told = bystander.listen(DiagnosticArray, "/diagnostics")
+    before = len(told)
+    status = wait_until(lambda: len(told) > before and told[-1].status[0], "diagnostics")
+    assert status.name == "safe_pruner: node"
+    assert status.message in line
+    assert status.level == DiagnosticStatus.ERROR
 
 
 def test_a_topic_of_another_type(desk, small_checkpoint):
