@@ -26,7 +26,7 @@ class Scene:
     """A scene ready to compile.
 
     Attributes:
-        name: Key in :data:`SCENES`.
+        name: Key in :data:`SCENES`, or ``task``.
         spec: Robot, room and objects.
         objects: Bodies that can be picked up, each on a free joint of its own name.
         posture: Where a person parks the parts that a policy does not drive, robot units.
@@ -47,19 +47,22 @@ Furnish = Callable[[mujoco.MjSpec, np.random.Generator], tuple[str, ...]]
 """Adds a scene's things to a room with the robot in it; returns the movable bodies."""
 
 
-def build_scene(name: str, seed: int, *, timestep_s: float = 0.002) -> Scene:
-    """Builds a named scene.
+def build_scene(scene: str | Furnish, seed: int, *, timestep_s: float = 0.002) -> Scene:
+    """Builds a scene.
 
     Args:
-        name: Key in :data:`SCENES`.
+        scene: Key in :data:`SCENES`, or what furnishes the room (a task's ``furnish``).
         seed: Places the objects; the same seed gives the same scene.
         timestep_s: Physics step, s.
 
     Raises:
         ConfigError: No scene of that name.
     """
-    if name not in SCENES:
-        raise ConfigError("parameter", "scene", name, f"one of {', '.join(sorted(SCENES))}")
+    name = scene if isinstance(scene, str) else "task"
+    if isinstance(scene, str):
+        if scene not in SCENES:
+            raise ConfigError("parameter", "scene", scene, f"one of {', '.join(sorted(SCENES))}")
+        scene = SCENES[scene]
     spec = mujoco.MjSpec()
     spec.modelname = f"astribot_s1_{name}"
     spec.compiler.degree = False
@@ -69,7 +72,7 @@ def build_scene(name: str, seed: int, *, timestep_s: float = 0.002) -> Scene:
     spec.option.impratio = 10
     _add_room(spec)
     add_robot(spec)
-    objects = SCENES[name](spec, np.random.default_rng(seed))
+    objects = scene(spec, np.random.default_rng(seed))
     return Scene(name, spec, objects, TABLE_POSTURE)
 
 
@@ -146,7 +149,8 @@ def wood_texture(size: int = 256) -> np.ndarray:
     return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
 
 
-def _add_table(spec: mujoco.MjSpec) -> None:
+def add_table(spec: mujoco.MjSpec) -> None:
+    """A wooden table in front of the robot."""
     texture = wood_texture()
     image = spec.add_texture(
         name="wood",
@@ -218,7 +222,7 @@ def add_solid(
 
 def _table_scene(spec: mujoco.MjSpec, rng: np.random.Generator) -> tuple[str, ...]:
     """A wooden table with a plate and things of distinct colour and shape within reach."""
-    _add_table(spec)
+    add_table(spec)
     geom = mujoco.mjtGeom
     slots = _slots(rng)
 

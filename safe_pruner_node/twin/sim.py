@@ -13,7 +13,7 @@ from safe_pruner_node.robot.calibration import CameraCalibration
 from safe_pruner_node.twin.cameras import FULL_RESOLUTION, Resolution, Snapshot, pinhole
 from safe_pruner_node.twin.joint_table import GRIPPER_CLOSED, HOME, PART_DOF, joint_names
 from safe_pruner_node.twin.model import FINGER_STROKE
-from safe_pruner_node.twin.scene import build_scene
+from safe_pruner_node.twin.scene import Furnish, build_scene
 from safe_pruner_node.types import FloatArray
 
 PARTS = tuple(PART_DOF)
@@ -39,7 +39,7 @@ class TwinSim:
     """Physics of the twin; cameras draw its :meth:`snapshot` elsewhere.
 
     Args:
-        scene: Key in :data:`safe_pruner_node.twin.scene.SCENES`.
+        scene: Key in :data:`safe_pruner_node.twin.scene.SCENES`, or a task's ``furnish``.
         seed: Places the objects.
         timestep: Physics step, s.
         home: Robot units by part; parts left out take the scene's posture, else the S1's home.
@@ -51,7 +51,7 @@ class TwinSim:
 
     def __init__(
         self,
-        scene: str = "table",
+        scene: str | Furnish = "table",
         seed: int = 0,
         timestep: float = 0.002,
         *,

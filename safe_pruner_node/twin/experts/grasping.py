@@ -1,0 +1,74 @@
+"""Grasping a thing on the table, again if it slips."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from safe_pruner_node.twin.experts.base import Expert, Script
+from safe_pruner_node.twin.experts.hand import HandPose, facing_down, up
+from safe_pruner_node.twin.joint_table import GRIPPER_CLOSED, GRIPPER_OPEN
+from safe_pruner_node.twin.scene import TABLE_TOP_M
+from safe_pruner_node.twin.tasks.base import position
+from safe_pruner_node.types import FloatArray
+
+TILT_RAD = 0.6
+"""Within 0.5 to 0.9 rad from straight down an arm reaches the whole workspace."""
+
+APPROACH_M = 0.10
+LIFT_M = 0.13
+TRIES = 4
+
+MISTAKE_M = (-0.070, 0.0, 0.01)
+"""Short of the thing: the fingers close in front of it."""
+
+LOWEST_PINCH_M = 0.026
+"""Pinch point above the table when the tips of a tilted hand all but touch it."""
+
+
+def yaw_of(expert: Expert, body: str, symmetry_rad: float = np.pi / 2) -> float:
+    """Turn of a body about the vertical, folded to the nearest equal one about zero, rad."""
+    matrix = expert.episode.sim.data.body(body).xmat.reshape(3, 3)
+    yaw = float(np.arctan2(matrix[1, 0], matrix[0, 0]))
+    return yaw - symmetry_rad * round(yaw / symmetry_rad)
+
+
+def grasp(
+    expert: Expert,
+    side: str,
+    body: str,
+    *,
+    above_m: float = 0.0,
+    symmetry_rad: float = np.pi / 2,
+) -> Script:
+    """Grasps and lifts a body; looks anew where it is before every further try.
+
+    Args:
+        expert: Whose hand.
+        side: Which hand.
+        body: What.
+        above_m: Where to pinch, above the body's origin.
+        symmetry_rad: Turn about the vertical after which the body looks the same to fingers.
+    """
+    for k in range(TRIES):
+        expert.tries += 1
+        wrong = k == 0 and expert.rng.uniform() < expert.mistake_chance
+        rotation = facing_down(TILT_RAD, yaw_of(expert, body, symmetry_rad))
+        along = rotation[:, 2]
+        at = position(expert.episode.sim, body) + up(above_m)
+        if wrong:
+            at += expert.rng.uniform(0.85, 1.0) * np.array(MISTAKE_M)
+        at[2] = max(at[2], TABLE_TOP_M + LOWEST_PINCH_M)
+        over = HandPose(at - APPROACH_M * along + _aside(expert), rotation)
+        yield from expert.move(side, over)
+        yield from expert.move(side, HandPose(at, rotation), speed_m_s=0.15)
+        yield from expert.grip(side, GRIPPER_CLOSED)
+        before = position(expert.episode.sim, body)[2]
+        yield from expert.move(side, HandPose(at + up(LIFT_M), rotation), speed_m_s=0.25)
+        if position(expert.episode.sim, body)[2] > before + LIFT_M / 2:
+            return
+        yield from expert.grip(side, GRIPPER_OPEN, ticks=10)
+
+
+def _aside(expert: Expert) -> FloatArray:
+    """A different way in each time, m: demonstrations should not be one thin line."""
+    return expert.rng.uniform(-0.012, 0.012, 3)
