@@ -36,6 +36,7 @@ from safe_pruner_node.evaluation.video import rollout_video
 from safe_pruner_node.nodes.recorder import RunRecorder
 
 _CAMERAS = ("head", "left_wrist", "right_wrist")
+_NANO = Path("checkpoints/nano")
 _START_TIMEOUT_S = 180.0
 _STOP_TIMEOUT_S = 15.0
 
@@ -48,8 +49,8 @@ class DemoOptions:
     """Length of the recorded closed loop."""
     out: Path = Path("runs/demo")
     """Where summary.json, latency.png, rollout.mp4 and the logs go."""
-    checkpoint: Path = Path("checkpoints/nano")
-    """Policy to run; the small one is built when it is not there."""
+    checkpoint: Path = _NANO
+    """Policy to run; the default, and no other, is built when it is not there."""
     prompt: str = "pick up the red cube"
     """The task in words."""
     then: str = "put the orange ball on the plate"
@@ -96,6 +97,8 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         DemoError: A process ended early, or the policy never began.
         ConfigError: The options contradict each other.
     """
+    if not options.seconds > 0.0:
+        raise ConfigError("--seconds", "", options.seconds, "more than 0")
     options.out.mkdir(parents=True, exist_ok=True)
     _ensure_checkpoint(options.checkpoint, console)
     twin_summary = (options.out / "twin.json").resolve()
@@ -134,6 +137,10 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
 def _ensure_checkpoint(checkpoint: Path, console: Console) -> None:
     if (checkpoint / "model.safetensors").exists():
         return
+    if checkpoint != _NANO:  # a misspelt path must not become random weights
+        raise ConfigError(
+            "--checkpoint", "", f"no policy at {checkpoint}", "a checkpoint directory"
+        )
     console.print(f"no policy at {checkpoint}: building the small one with random weights")
     # In a process of its own: this one never needs torch.
     command = [sys.executable, "-m", "safe_pruner_node.pi05.nano", str(checkpoint)]
@@ -365,12 +372,8 @@ def print_summary(summary: dict[str, Any], options: DemoOptions, console: Consol
     )
     table.add_row("largest joint step", f"{summary['max_joint_step_rad']:.4f} rad", "per tick")
     console.print(table)
-    console.print(
-        f"ended in {summary['final_mode']}; the shipped nano policy has random weights: it shows "
-        "the system, not a skill"
-        if summary["final_mode"]
-        else ""
-    )
+    nano = "; nano has random weights: it shows the system, not a skill"
+    console.print(f"ended in {summary['final_mode']}{nano if options.checkpoint == _NANO else ''}")
 
 
 if __name__ == "__main__":
