@@ -125,15 +125,31 @@ def test_progress_keeps_the_furthest_stage():
     assert task.progress(sim) == 100
 
 
-def test_an_action_is_reached_without_a_jump_and_within_the_limits(robot):
+def test_a_command_moves_the_robot_and_a_bad_one_is_refused(robot):
     episode = Episode(PickAndPlace(0), robot)
-    action = robot.home.copy()
-    action[3] = 99.0
-    for _ in range(45):
-        episode.step(action)
-    assert episode.state()[3] == pytest.approx(robot.limits.max_position[3], abs=0.02)
+    command = episode.state()
+    command[3] += 0.2
+    for _ in range(60):
+        episode.advance(command, 0.01)
+    assert episode.time_s == pytest.approx(0.6)
+    assert episode.state()[3] == pytest.approx(command[3], abs=0.02)
     with pytest.raises(ConfigError):
-        episode.step(np.full(16, np.nan))
+        episode.advance(np.full(16, np.nan), 0.01)
+    with pytest.raises(ConfigError):
+        episode.advance(command[:7], 0.01)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_landmarks_are_what_to_take_and_where_it_goes(name):
+    task = build_task(name, 1)
+    sim = task.build_sim()
+    taken, goal = task.landmarks(sim)
+    assert taken.shape == goal.shape == (3,)
+    moved = sim.objects[0]
+    put(sim, moved, [0.45, 0.0, TABLE_TOP_M + 0.05])
+    after = task.landmarks(sim)
+    np.testing.assert_allclose(after[0], position(sim, moved))
+    np.testing.assert_allclose(after[1], goal, atol=1e-3)
 
 
 def test_an_episode_ends_when_its_time_is_up(robot):

@@ -22,19 +22,24 @@ ORIENTATION_COST = 0.3
 
 
 class ArmIk:
-    """Solves one action period at a time; the torso stays where it is.
+    """Solves one tick at a time; the torso stays where it is.
 
     Args:
         robot: Position and velocity limits of the arms.
         posture: Positions of the parts that are not solved for, by part, robot units.
         arms: Start of both arms by side, rad, each [7].
+        dt_s: Time between two solutions, s.
     """
 
     def __init__(
-        self, robot: RobotConfig, posture: Mapping[str, FloatArray], arms: Mapping[str, FloatArray]
+        self,
+        robot: RobotConfig,
+        posture: Mapping[str, FloatArray],
+        arms: Mapping[str, FloatArray],
+        dt_s: float,
     ) -> None:
         self._model = build_scene("empty", 0).spec.compile()
-        self._dt_s = 1.0 / robot.policy.action_rate_hz
+        self._dt_s = dt_s
         self._address = {
             side: np.array(
                 [self._model.joint(name).qposadr[0] for name in joint_names(f"astribot_arm_{side}")]
@@ -94,7 +99,7 @@ class ArmIk:
         self._hands[side].set_orientation_cost(cost)
 
     def solve(self, targets: Mapping[str, HandPose]) -> dict[str, FloatArray]:
-        """Joint targets one action period closer to the hands' targets, by side, rad, each [7]."""
+        """Joint targets one tick closer to the hands' targets, by side, rad, each [7]."""
         for side, pose in targets.items():
             rotation = mink.SO3.from_matrix(pose.rotation)
             self._hands[side].set_target(

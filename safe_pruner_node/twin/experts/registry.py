@@ -15,6 +15,6 @@ EXPERTS: dict[str, type[Expert]] = {
 }
 
 
-def build_expert(episode: Episode, noise_rad: float = 0.004, mistake_chance: float = 0.1) -> Expert:
+def build_expert(episode: Episode, mistake_chance: float = 0.07) -> Expert:
     """The expert of an episode's task, seeded by the episode."""
-    return EXPERTS[episode.task.name](episode, episode.task.seed, noise_rad, mistake_chance)
+    return EXPERTS[episode.task.name](episode, episode.task.seed, mistake_chance)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from safe_pruner_node.twin.experts.base import Expert, Script
+from safe_pruner_node.twin.experts.base import TICK_HZ, TICK_S, Expert, Script
 from safe_pruner_node.twin.experts.grasping import TILT_RAD, grasp
 from safe_pruner_node.twin.experts.hand import HandPose, facing_down, up
 from safe_pruner_node.twin.experts.ik import ORIENTATION_COST
@@ -67,9 +67,9 @@ class ThrowBasketballExpert(Expert):
         # In a swing the way counts: an arm that need not keep its hand level is faster.
         self._ik.set_orientation_cost(side, SWING_ORIENTATION_COST)
         opened = False
-        ticks = int(np.ceil((RAMP_S + CRUISE_S + BRAKE_S) / self.episode.dt_s))
+        ticks = int(np.ceil((RAMP_S + CRUISE_S + BRAKE_S) * TICK_HZ))
         for k in range(1, ticks + 1):
-            way = SWING_M_S * _swung_s(k * self.episode.dt_s)
+            way = SWING_M_S * _swung_s(k * TICK_S)
             self._targets[side] = start.moved(way)
             if not opened and self._would_land() >= hoop[0]:
                 self._fingers[side] = GRIPPER_OPEN

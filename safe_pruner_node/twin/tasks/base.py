@@ -42,6 +42,10 @@ class Task(ABC):
     def is_success(self, sim: TwinSim) -> bool:
         """Whether the job is done; true for good, not only in passing."""
 
+    @abstractmethod
+    def landmarks(self, sim: TwinSim) -> FloatArray:
+        """Where the thing to take is and where it goes, world, m, [2, 3]: privileged."""
+
     def progress(self, sim: TwinSim) -> float:
         """The furthest stage reached so far, 0 to 100; 100 is success. Call it every tick."""
         stage = 100.0 if self.is_success(sim) else self._stage(sim)

@@ -9,6 +9,7 @@ from safe_pruner_node.twin.scene import TABLE_TOP_M, add_object, add_solid, add_
 from safe_pruner_node.twin.shapes import Rgba
 from safe_pruner_node.twin.sim import TwinSim
 from safe_pruner_node.twin.tasks.base import Point, Task, jittered, position, touched_by_robot
+from safe_pruner_node.types import FloatArray
 
 BOX = mujoco.mjtGeom.mjGEOM_BOX
 DOLL = "doll"
@@ -59,6 +60,10 @@ class PackDoll(Task):
         offset = position(sim, DOLL) - position(sim, CARTON)
         sideways = np.abs(offset[:2]) < np.array(CARTON_HALF_M) - 2 * WALL_M
         return bool(sideways.all() and 0 < offset[2] < CARTON_HEIGHT_M - WALL_M)
+
+    def landmarks(self, sim: TwinSim) -> FloatArray:
+        """The doll and the carton."""
+        return np.stack([position(sim, DOLL), position(sim, CARTON)])
 
     def is_success(self, sim: TwinSim) -> bool:
         """The doll inside, the lid closed, and no hand holding it down."""

@@ -16,6 +16,7 @@ from safe_pruner_node.twin.tasks.base import (
     touched_by_robot,
 )
 from safe_pruner_node.twin.tasks.toys import TOYS, add_toy
+from safe_pruner_node.types import FloatArray
 
 DISTRACTORS = 3
 PLATE = "plate"
@@ -46,6 +47,10 @@ class PickAndPlace(Task):
     def prompt(self) -> str:
         """Names the thing."""
         return f"pick up the {self.target.words} and place it on the plate"
+
+    def landmarks(self, sim: TwinSim) -> FloatArray:
+        """The named thing and the plate."""
+        return np.stack([position(sim, self.target.body), position(sim, PLATE)])
 
     def is_success(self, sim: TwinSim) -> bool:
         """On the plate, let go and at rest."""

@@ -61,6 +61,10 @@ class ThrowBasketball(Task):
             away = np.hypot(*(self._last_touch - hoop)[:2])
             self._scored = self._scored or bool(away > FREE_FLIGHT_M)
 
+    def landmarks(self, sim: TwinSim) -> FloatArray:
+        """The ball and the hoop."""
+        return np.stack([position(sim, BALL), position(sim, HOOP)])
+
     def is_success(self, sim: TwinSim) -> bool:  # noqa: ARG002 - seen while it happened
         """The ball has flown through the hoop from above."""
         return self._scored
