@@ -22,6 +22,8 @@ def small_checkpoint(tmp_path_factory) -> Path:
         vision=replace(NANO.vision, width=32, depth=1, mlp=32, heads=2, image=112),
         vlm=replace(NANO.vlm, width=32, depth=5, mlp=48, heads=2, head_dim=16),
         expert=replace(NANO.expert, width=48, depth=5, mlp=48, heads=2, head_dim=16),
+        action_dim=32,  # the S1's 16 padded, as in the published model
+        horizon=50,
         name="small",
     )
     directory = tmp_path_factory.mktemp("small_checkpoint")

@@ -214,8 +214,10 @@ PI05 = Pi05Config(
 NANO = Pi05Config(
     vision=VisionConfig(width=192, depth=4, mlp=768, heads=3),
     vlm=GemmaConfig(width=192, depth=10, mlp=768, heads=4, kv_heads=1, head_dim=64),
-    expert=GemmaConfig(width=128, depth=10, mlp=512, heads=4, kv_heads=1, head_dim=64),
+    expert=GemmaConfig(width=192, depth=10, mlp=768, heads=4, kv_heads=1, head_dim=64),
     vocab_size=1024,
+    action_dim=16,
+    horizon=30,
     name="nano",
 )
 """Small enough for a CPU, every mechanism kept: 256 tokens per camera, MQA, adaRMS, flow."""

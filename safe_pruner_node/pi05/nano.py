@@ -4,7 +4,7 @@
 
 The transformers are random. The action projections are not quite: they are arranged so that the
 flow contracts from any noise to one smooth, bounded chunk that depends on images and prompt, as a
-trained policy's does. Around the S1 home pose that is a slow drift of the arms, safe to play.
+trained policy's does: a slow drift of the arms from where they are, safe to play.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ ARM_HOME = np.array([0.159, -0.022, -1.42, 1.66, -0.345, 0.115, 0.125])
 """Left arm at home, rad (vendor SDK); the right arm mirrors joints 1, 3, 5 and 7."""
 MIRROR = np.array([-1, 1, -1, 1, -1, 1, -1])
 ARM_SPAN = 0.15
-"""The normalised range [-1, 1] covers home ± this many rad."""
+"""The normalised range [-1, 1] covers ± this many rad, of the state about home, of a delta about
+the observed state."""
 
 CONTRACTION = 6.0
 """dv/dx of the flow: ten Euler steps shrink the noise by (1 - 0.6)^10 = 1e-4."""
@@ -92,8 +93,13 @@ def s1_norm_stats() -> NormStats:
     """Statistics of the 16-D S1 layout: left arm 7, right arm 7, left and right gripper."""
     home = np.concatenate([ARM_HOME, ARM_HOME * MIRROR, [50.0, 50.0]])  # grippers 0..100
     span = np.concatenate([np.full(14, ARM_SPAN), [50.0, 50.0]])
-    stats = FeatureStats(mean=home, std=span / 2, q01=home - span, q99=home + span)
-    return NormStats(state=stats, actions=stats)
+    rest = np.where(np.arange(16) < 14, 0.0, home)  # arms: deltas; grippers: absolute
+    return NormStats(
+        *(
+            FeatureStats(mean=mean, std=span / 2, q01=mean - span, q99=mean + span)
+            for mean in (home, rest)
+        )
+    )
 
 
 def random_model(config: Pi05Config, seed: int) -> Pi05:
@@ -190,20 +196,27 @@ def train_tokenizer(vocab_size: int) -> bytes:
 
 
 def _sentences() -> list[str]:
+    """Task sentences whose words become pieces: those of the twin's tasks among them."""
     verbs = ["pick up", "grasp", "lift", "push", "move", "place", "hand over", "open", "close"]
-    colours = ["red", "green", "blue", "yellow", "white", "black", "small", "large"]
+    colours = ["red", "green", "blue", "yellow", "white", "black", "orange", "pink", "purple"]
+    colours += ["cyan", "small", "large"]
     things = ["cube", "block", "bottle", "cup", "bowl", "box", "towel", "drawer", "ball", "tray"]
+    things += ["brick", "can", "hexagon", "cross", "egg", "arch", "puck", "doll", "lid", "plate"]
     places = [
         "and place it in the bowl",
+        "and place it on the plate",
         "with the left arm",
-        "with the right arm",
         "with both arms",
         "onto the table",
         "to the other hand",
         "into the box",
+        "and close the lid",
     ]
     tasks = itertools.product(verbs, colours, things, places)
-    return [f"Task: {v} the {c} {t} {p}, State: 0;\nAction: " for v, c, t, p in tasks]
+    sentences = [f"{v} the {c} {t} {p}" for v, c, t, p in tasks]
+    sentences += ["throw the basketball through the hoop"] * 400
+    sentences += ["put the doll in the box and close the lid"] * 400
+    return [f"Task: {sentence}, State: 0;\nAction: " for sentence in sentences]
 
 
 def _model_card(model: Pi05, seed: int) -> str:
@@ -218,8 +231,8 @@ seed {seed}, in the layout of an openpi checkpoint, to run and time the whole sy
   {model.config.horizon}.
 - The action projections are arranged so that the flow contracts to one smooth chunk that depends
   a little on images and prompt.
-- Actions: 16-D Astribot S1 layout (left arm 7, right arm 7, grippers), normalised range
-  home ± {ARM_SPAN} rad, grippers 0..100.
+- Actions: 16-D Astribot S1 layout (left arm 7, right arm 7, grippers); arms relative to the
+  observed state, normalised range ± {ARM_SPAN} rad, grippers absolute 0..100.
 - `tokenizer.model` was trained on the spot on a few hundred made-up task sentences; it is not
   PaliGemma's.
 """

@@ -50,7 +50,7 @@ def test_chunk_is_timed_from_the_observation(engine, robot, observe):
 
 
 def test_grippers_are_in_the_policys_units_and_back(engine, robot, observe):
-    robot = with_policy(robot, gripper_open=1.0, gripper_closed=0.0)
+    robot = with_policy(robot, actions="absolute", gripper_open=1.0, gripper_closed=0.0)
     state = robot.home.copy()
     state[robot.layout.gripper] = [25.0, 100.0]
     observation = dataclasses.replace(observe(), state=state)

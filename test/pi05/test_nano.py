@@ -46,17 +46,15 @@ def test_actions_are_small_and_smooth_whatever_comes_in(nano, tokenizer):
         for seed, prompt in enumerate(("pick up the red cube", "open the drawer", "ü☃ 17"))
     ]
     for actions in chunks:
-        assert actions.shape == (50, 16)
+        assert actions.shape == (NANO.horizon, 16)
         assert np.abs(actions).max() < 1.5
         assert np.abs(np.diff(actions, axis=0)).max() < 0.1  # 0.015 rad for an arm
     assert np.abs(chunks[0] - chunks[1]).max() > 0.02  # it does look
 
 
-def test_arms_stay_around_home(nano, tokenizer):
+def test_arms_drift_from_where_they_are(nano, tokenizer):
     actions = nano.norm_stats.unnormalize_actions(chunk(nano, tokenizer, 5, "hand over the cup"))
-    arm = [0.159, -0.022, -1.42, 1.66, -0.345, 0.115, 0.125]
-    mirrored = [-0.159, -0.022, 1.42, 1.66, 0.345, 0.115, -0.125]
-    assert np.abs(actions[:, :14] - [*arm, *mirrored]).max() < 1.5 * ARM_SPAN
+    assert np.abs(actions[:, :14]).max() < 1.5 * ARM_SPAN
     assert ((actions[:, 14:] > -25) & (actions[:, 14:] < 125)).all()
 
 

@@ -50,7 +50,7 @@ def test_default_is_arms_then_grippers(robot):
     assert robot.layout.commanded.all()
     assert [camera.name for camera in robot.cameras] == ["head", "left_wrist", "right_wrist"]
     assert robot.control.rate_hz == 250
-    assert robot.policy.action_rate_hz == 30
+    assert robot.policy.action_rate_hz == 15
 
 
 def test_position_limits_are_inside_every_source_by_the_margin(robot):
