@@ -21,6 +21,9 @@ FULL_RESOLUTION: Mapping[str, Resolution] = {
 }
 """What the robot's cameras deliver."""
 
+MAX_GEOMS = 2000
+"""Room for what is drawn; the fullest scene has about a hundred geoms."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -69,18 +72,31 @@ class CameraRig:
     """
 
     def __init__(self, model: mujoco.MjModel, resolutions: Mapping[str, Resolution]) -> None:
-        model.vis.global_.offwidth = max(width for width, _ in resolutions.values())
-        model.vis.global_.offheight = max(height for _, height in resolutions.values())
+        self._resolutions = dict(resolutions)
+        self._width = max(width for width, _ in resolutions.values())
+        self._height = max(height for _, height in resolutions.values())
+        self._context: mujoco.MjrContext | None = None
+        self._gl = mujoco.GLContext(self._width, self._height)
+        self.load(model)
+
+    def load(self, model: mujoco.MjModel) -> None:
+        """Draws another model from now on.
+
+        The GL context stays: it takes a second to make one, and milliseconds to load a model.
+        """
+        model.vis.global_.offwidth = self._width
+        model.vis.global_.offheight = self._height
         self._model = model
         self._data = mujoco.MjData(model)
-        self._resolutions = dict(resolutions)
-        self._renderers: dict[Resolution, mujoco.Renderer] = {}
-        for width, height in set(resolutions.values()):
-            renderer = mujoco.Renderer(model, height, width)
-            flags = renderer.scene.flags
-            flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-            flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-            self._renderers[width, height] = renderer
+        self._gl.make_current()
+        if self._context is not None:
+            self._context.free()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._option = mujoco.MjvOption()
+        self._scene = mujoco.MjvScene(model, maxgeom=MAX_GEOMS)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
 
     def show(self, snapshot: Snapshot) -> None:
         """Chooses the instant that :meth:`render` draws."""
@@ -91,12 +107,25 @@ class CameraRig:
 
     def render(self, camera: str) -> RgbImage:
         """The image of one camera, [height, width, 3]."""
-        renderer = self._renderers[self._resolutions[camera]]
-        renderer.update_scene(self._data, camera)
-        return np.asarray(renderer.render(), dtype=np.uint8)
+        width, height = self._resolutions[camera]
+        view = mujoco.MjvCamera()
+        view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        view.fixedcamid = self._model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(
+            self._model, self._data, self._option, None, view, everything, self._scene
+        )
+        self._gl.make_current()
+        corner = mujoco.MjrRect(0, 0, width, height)
+        mujoco.mjr_render(corner, self._scene, self._context)
+        image = np.empty((height, width, 3), np.uint8)
+        mujoco.mjr_readPixels(image, None, corner, self._context)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
 
     def close(self) -> None:
-        """Frees the GL contexts."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        """Frees the GL context."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._context = None
+            self._gl.free()
