@@ -19,6 +19,7 @@ from safe_pruner_node.robot.config import RobotConfig
 from safe_pruner_node.types import (
     ActionChunk,
     CameraFrame,
+    FloatArray,
     Observation,
     PolicyInput,
     RgbImage,
@@ -67,7 +68,14 @@ class PolicyStep:
             if calibration is not None
         }
 
-    def run(self, observation: Observation, epoch: int, *, want_overlay: bool) -> StepOutput:
+    def run(
+        self,
+        observation: Observation,
+        epoch: int,
+        *,
+        want_overlay: bool,
+        noise: FloatArray | None = None,
+    ) -> StepOutput:
         """Run one query.
 
         ``actions[0]`` of the chunk is meant for the observation's time: what the policy wanted
@@ -77,6 +85,7 @@ class PolicyStep:
             observation: Frames still encoded, state in robot units.
             epoch: Goes into the chunk.
             want_overlay: Draw the kept patches of every camera.
+            noise: Initial noise of the flow, as `Engine.step` takes it; None draws it there.
 
         Raises:
             InputError: A frame is missing or does not decode, or the engine refuses the input.
@@ -89,7 +98,8 @@ class PolicyStep:
             with before.stage("undistort"):
                 images = self._undistort(images)
             state = self.robot.layout.to_policy_state(observation.state)
-            actions, report = self.engine.step(PolicyInput(images, state, observation.prompt))
+            inputs = PolicyInput(images, state, observation.prompt)
+            actions, report = self.engine.step(inputs, noise)
         except ConfigError as error:
             raise InputError(str(error)) from error
         with after.stage("to_robot"):

@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 
-from safe_pruner_node.control.limits import JointLimits
-from safe_pruner_node.control.settings import ControlSettings
-from safe_pruner_node.control.supervisor import ControlOutput, ControlSupervisor, Mode, Outcome
+from safe_pruner_node.control.supervisor import ControlOutput, Mode, Outcome
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.client import WorkerClient, WorkerState
 from safe_pruner_node.inference.events import (
@@ -39,6 +37,7 @@ from safe_pruner_node.nodes.observation_buffer import CameraSet, NoSet
 from safe_pruner_node.nodes.reporting import FinishedStep
 from safe_pruner_node.pruning.settings import PrunerSettings
 from safe_pruner_node.robot.config import RobotConfig
+from safe_pruner_node.robot_control import control_supervisor
 from safe_pruner_node.types import Observation
 
 _STEPS_KEPT = 64
@@ -111,23 +110,8 @@ class RobotSession:
         self._accepted: deque[FinishedStep] = deque(maxlen=_STEPS_KEPT)
         self._next_query_s = -np.inf
         self._auto_start_pending = settings.auto_start
-        self.supervisor = ControlSupervisor(
-            ControlSettings(
-                dt_s=1.0 / settings.control_rate_hz,
-                blend_s=robot.control.blend_s,
-                first_action_tolerance=robot.first_action_tolerance,
-                max_state_age_s=robot.control.max_state_age_s,
-                starvation_timeout_s=robot.control.starvation_timeout_s,
-                first_chunk_timeout_s=robot.control.first_chunk_timeout_s,
-                auto_resume=settings.auto_resume,
-            ),
-            JointLimits(
-                min_position=robot.limits.min_position,
-                max_position=robot.limits.max_position,
-                max_velocity=robot.limits.max_velocity,
-                max_acceleration=robot.limits.max_acceleration,
-                max_jerk=robot.limits.max_jerk,
-            ),
+        self.supervisor = control_supervisor(
+            robot, settings.control_rate_hz, auto_resume=settings.auto_resume
         )
         self.worker = WorkerClient(settings.worker, self._on_event)
         self.inputs = Inputs(node, robot, now_s, self._warn)
