@@ -21,6 +21,13 @@ class CommandBarrier:
         self._closed = False
         self.commanded = False
 
+    def restart(self) -> None:
+        """As at the beginning: nobody has commanded yet. Lets a waiting thread go on."""
+        with self._changed:
+            self.commanded = False
+            self._missing = set()
+            self._changed.notify_all()
+
     def open_tick(self, stamp_ns: int) -> None:
         """Starts waiting for commands that answer the tick of this time stamp."""
         with self._changed:

@@ -20,8 +20,9 @@ class TwinSettings:
 
     Attributes:
         robot_config: Robot file; empty for ``config/astribot_s1.yaml``.
-        scene: What stands around the robot.
-        seed: Places the objects.
+        scene: What stands around the robot where there is no task.
+        task: Task to be done, which brings its own scene and its judge; empty for none.
+        seed: Places the objects; the seed of the task's episode.
         state_rate_hz: Joint states per second.
         camera_rate_hz: Sets of images per second.
         camera_scale: Scale of the camera resolutions of the robot file.
@@ -36,6 +37,7 @@ class TwinSettings:
 
     robot_config: str = ""
     scene: str = "table"
+    task: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     state_rate_hz: Annotated[float, Field(gt=0, le=500)] = 250.0
     camera_rate_hz: Annotated[float, Field(gt=0, le=120)] = 30.0
@@ -56,7 +58,7 @@ def twin_settings(values: Mapping[str, object]) -> TwinSettings:
     """Checks parameters; those left out keep their defaults.
 
     Raises:
-        ConfigError: Unknown name, wrong type or out of range.
+        ConfigError: Unknown name, wrong type, out of range, or a scene besides a task.
     """
     for name in values:
         if name not in SETTING_NAMES:
@@ -66,10 +68,14 @@ def twin_settings(values: Mapping[str, object]) -> TwinSettings:
     try:
         # By way of JSON: there strict still reads a whole number as a float.
         text = json.dumps(dict(values), default=str)
-        return TypeAdapter(TwinSettings).validate_json(text, strict=True)
+        settings = TypeAdapter(TwinSettings).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         expected = first["msg"].removeprefix("Input should be ")
         raise ConfigError(
             "parameter", str(first["loc"][-1]), shown(first["input"]), expected
         ) from None
+    if settings.task and settings.scene != TwinSettings.scene:
+        expected = f"no scene beside task {settings.task}, which brings its own"
+        raise ConfigError("parameter", "scene", settings.scene, expected)
+    return settings
