@@ -22,8 +22,6 @@ AFTERWARDS_S = 0.7
 NOISE_TIME_S = 0.15
 """Time constant of each of the two low-pass filters that make the noise smooth, s."""
 
-CLAMPED_RAD = 1e-3
-
 
 @dataclass(frozen=True)
 class DemonstrationFrame:
@@ -54,8 +52,8 @@ class Demonstration:
         tries: Grasps it took.
         seconds: Simulated time until the job was done (until the end where it was not), s.
         frames: At the policy's action rate.
-        clamped_share: Share of control ticks in which the limits kept an arm's joint more than
-            a milliradian from what the expert meant.
+        clamped_share: Share of control ticks in which the expert meant more than the position or
+            velocity limits allow (:class:`~safe_pruner_node.control.tracker.Command`).
     """
 
     task: str
@@ -147,7 +145,6 @@ class _Commands:
         start = episode.state()
         self._points = deque([start] * 4, maxlen=4)
         self._ticks = 0
-        self._arms = ~episode.robot.layout.gripper
         self._tracker = LimitedTracker(JointLimits(**vars(episode.robot.limits)), control_s)
         self._tracker.reset(start)
 
@@ -158,8 +155,7 @@ class _Commands:
             self._ticks += 1
         position, velocity = _spline(np.stack(self._points), time_s * TICK_HZ - self._ticks + 1)
         command = self._tracker.track(position, velocity)
-        altered = np.abs(command.position - position)[self._arms]
-        self.clamped = bool(altered.max() > CLAMPED_RAD)
+        self.clamped = command.clamped
         return command.position, command.velocity
 
 

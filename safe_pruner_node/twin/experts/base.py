@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from safe_pruner_node.twin.experts.hand import HandPose, between, turn_angle
+from safe_pruner_node.twin.experts.hand import HandPose
 from safe_pruner_node.twin.experts.ik import ArmIk
+from safe_pruner_node.twin.experts.motion import Motion, Shape, minimum_jerk, shortest_s
 from safe_pruner_node.twin.joint_table import GRIPPER_OPEN, SIDES
+from safe_pruner_node.twin.tasks.base import position
 from safe_pruner_node.twin.tasks.episode import Episode
 from safe_pruner_node.types import FloatArray
 
@@ -21,19 +23,21 @@ TICK_HZ = 30.0
 
 TICK_S = 1.0 / TICK_HZ
 
-GRIPPER_PER_TICK = 12.0
-"""Gripper units per tick: 360 per second, below the robot file's 400."""
+GRIPPER_PER_TICK = 9.0
+"""Gripper units per tick: 270 per second, which the robot file's 400 leaves room for."""
 
-SETTLE_M = 0.004
-SETTLE_TICKS = 30
+SHORTEST_MOVE_S = 0.3
 
 
 class Expert(ABC):
     """Says where the joints should go in one episode, looking at the simulator's own state.
 
+    Hands go from pose to pose by minimum-jerk motions of the joints. What an arm does depends on
+    where things are and on nothing else, so that a policy can learn it from what it sees.
+
     Args:
-        episode: The episode; not stepped by the expert.
-        seed: Of the choices between equal ways.
+        episode: The episode; not advanced by the expert.
+        seed: Of the mistakes.
         mistake_chance: How often a grasp is aimed wrong on purpose, so that demonstrations
             show what to do with empty fingers.
     """
@@ -46,11 +50,13 @@ class Expert(ABC):
         self.done = False
         sim = episode.sim
         idle = ("astribot_torso", "astribot_head")
-        arms = {s: sim.joint_state(f"astribot_arm_{s}").position for s in SIDES}
-        self._ik = ArmIk(episode.robot, {part: sim.home[part] for part in idle}, arms, TICK_S)
-        self._targets = {side: self._ik.pose(side) for side in SIDES}
-        self._fingers = dict.fromkeys(SIDES, GRIPPER_OPEN)
+        self.home = {side: sim.home[f"astribot_arm_{side}"] for side in SIDES}
+        self.ik = ArmIk(episode.robot, {part: sim.home[part] for part in idle}, self.home)
         self._meant = episode.state()
+        self._origin = {s: sim.joint_state(f"astribot_arm_{s}").position for s in SIDES}
+        self._motions: dict[str, list[Motion]] = {side: [] for side in SIDES}
+        self._fingers = dict.fromkeys(SIDES, GRIPPER_OPEN)
+        self._ticks = 0
         self._running = self.script()
 
     @abstractmethod
@@ -61,11 +67,11 @@ class Expert(ABC):
         """Where the joints should be one tick from now, within their positions, [dof]."""
         if not self.done:
             self.done = next(self._running, True) is True
+        self._ticks += 1
         robot = self.episode.robot
-        arms = self._ik.solve(self._targets)
         meant = self._meant.copy()
         for side in SIDES:
-            meant[robot.layout.slices[f"astribot_arm_{side}"]] = arms[side]
+            meant[robot.layout.slices[f"astribot_arm_{side}"]] = self._joints(side)
             gripper = robot.layout.slices[f"astribot_gripper_{side}"]
             way = self._fingers[side] - meant[gripper]
             meant[gripper] += np.clip(way, -GRIPPER_PER_TICK, GRIPPER_PER_TICK)
@@ -73,39 +79,60 @@ class Expert(ABC):
         self._meant = np.clip(meant, limits.min_position, limits.max_position)
         return self._meant
 
-    def pinch(self, side: str) -> FloatArray:
-        """Where a hand's pinch point really is, m, [3]."""
-        return np.array(self.episode.sim.data.site(f"astribot_gripper_{side}_pinch").xpos)
+    def locate(self, body: str) -> FloatArray:
+        """Where a thing is, m, [3]."""
+        return position(self.episode.sim, body)
 
-    def target(self, side: str) -> HandPose:
-        """Where a hand is told to be."""
-        return self._targets[side]
+    def move(
+        self, side: str, pose: HandPose, *, seconds: float = 0.0, early_s: float = 0.0
+    ) -> Script:
+        """Brings a hand to a pose.
 
-    def move(self, side: str, pose: HandPose, *, speed_m_s: float = 0.35) -> Script:
-        """Goes to a pose on a straight line, smoothly, and waits to arrive."""
-        yield from self.sweep(side, pose, speed_m_s=speed_m_s)
-        for _ in range(SETTLE_TICKS):
-            if np.linalg.norm(self.pinch(side) - pose.position) < SETTLE_M:
-                break
-            yield
+        Args:
+            side: Which hand.
+            pose: Where to.
+            seconds: At least how long to take; longer if the joints need it.
+            early_s: How long before the end to go on with the script: the next motion begins
+                while this one fades out, and the hand does not stop between them.
+        """
+        yield from self.turn(side, self.ik.solve(side, pose), seconds=seconds, early_s=early_s)
 
-    def sweep(self, side: str, pose: HandPose, *, speed_m_s: float = 0.35) -> Script:
-        """As :meth:`move`, without waiting at the end."""
-        start = self._targets[side]
-        distance = float(np.linalg.norm(pose.position - start.position))
-        seconds = max(distance / speed_m_s, turn_angle(start, pose) / 1.5)
-        ticks = max(int(np.ceil(seconds * TICK_HZ)), 2)
-        for k in range(1, ticks + 1):
-            share = k / ticks
-            self._targets[side] = between(start, pose, share * share * (3 - 2 * share))
-            yield
+    def turn(
+        self, side: str, joints: FloatArray, *, seconds: float = 0.0, early_s: float = 0.0
+    ) -> Script:
+        """As :meth:`move`, to joint positions, rad, [7]."""
+        limits = self.episode.robot.limits
+        place = self.episode.robot.layout.slices[f"astribot_arm_{side}"]
+        way = joints - self.goal(side)
+        seconds = max(seconds, shortest_s(way, limits, place), SHORTEST_MOVE_S)
+        yield from self.wait(self.begin(side, way, seconds) - early_s)
 
-    def grip(self, side: str, units: float, *, ticks: int = 15) -> Script:
+    def begin(
+        self, side: str, way: FloatArray, seconds: float, shape: Shape = minimum_jerk
+    ) -> float:
+        """Begins a motion of an arm by a displacement, rad, [7]; returns how long it takes, s."""
+        self._motions[side].append(Motion(way, self._ticks * TICK_S, seconds, shape))
+        return seconds
+
+    def goal(self, side: str) -> FloatArray:
+        """Where an arm will be when all its motions have ended, rad, [7]."""
+        ways = (motion.way for motion in self._motions[side])
+        return np.asarray(self._origin[side] + sum(ways, np.zeros(7)), dtype=np.float64)
+
+    def grip(self, side: str, units: float, *, seconds: float) -> Script:
         """Sets a gripper, 0 open to 100 closed, and gives it time."""
         self._fingers[side] = units
-        yield from self.wait(ticks)
+        yield from self.wait(seconds)
 
-    def wait(self, ticks: int) -> Script:
-        """Holds still."""
-        for _ in range(ticks):
+    def wait(self, seconds: float) -> Script:
+        """Lets time pass."""
+        for _ in range(round(seconds * TICK_HZ)):
             yield
+
+    def _joints(self, side: str) -> FloatArray:
+        """Where an arm should be at the end of this tick, rad, [7]."""
+        now_s = self._ticks * TICK_S
+        joints = self._origin[side].copy()
+        for motion in self._motions[side]:
+            joints += motion.done(now_s)
+        return joints

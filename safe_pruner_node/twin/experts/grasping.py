@@ -9,20 +9,32 @@ from safe_pruner_node.twin.experts.hand import HandPose, facing_down, up
 from safe_pruner_node.twin.joint_table import GRIPPER_CLOSED, GRIPPER_OPEN
 from safe_pruner_node.twin.scene import TABLE_TOP_M
 from safe_pruner_node.twin.tasks.base import position
-from safe_pruner_node.types import FloatArray
 
 TILT_RAD = 0.6
 """Within 0.5 to 0.9 rad from straight down an arm reaches the whole workspace."""
 
-APPROACH_M = 0.10
-LIFT_M = 0.13
+APPROACH_M = 0.09
+LIFT_M = 0.11
 TRIES = 4
 
-MISTAKE_M = (-0.070, 0.0, 0.01)
+REACH_S = 1.1
+DESCEND_S = 0.8
+CLOSE_S = 0.35
+LIFT_S = 0.7
+OPEN_S = 0.2
+BLEND_S = 0.2
+"""How long a motion fades into the next."""
+
+MISTAKE_M = (-0.065, 0.0, 0.01)
 """Short of the thing: the fingers close in front of it."""
 
 LOWEST_PINCH_M = 0.026
 """Pinch point above the table when the tips of a tilted hand all but touch it."""
+
+
+def side_of(expert: Expert, body: str) -> str:
+    """The hand on a body's side of the robot."""
+    return "left" if position(expert.episode.sim, body)[1] > 0 else "right"
 
 
 def yaw_of(expert: Expert, body: str, symmetry_rad: float = np.pi / 2) -> float:
@@ -38,37 +50,37 @@ def grasp(
     body: str,
     *,
     above_m: float = 0.0,
+    closed: float = GRIPPER_CLOSED,
     symmetry_rad: float = np.pi / 2,
 ) -> Script:
     """Grasps and lifts a body; looks anew where it is before every further try.
+
+    Ends a little before the lift does, so that what follows can flow from it.
 
     Args:
         expert: Whose hand.
         side: Which hand.
         body: What.
         above_m: Where to pinch, above the body's origin.
+        closed: Gripper units to close to.
         symmetry_rad: Turn about the vertical after which the body looks the same to fingers.
     """
+    sim = expert.episode.sim
     for k in range(TRIES):
         expert.tries += 1
         wrong = k == 0 and expert.rng.uniform() < expert.mistake_chance
         rotation = facing_down(TILT_RAD, yaw_of(expert, body, symmetry_rad))
-        along = rotation[:, 2]
-        at = position(expert.episode.sim, body) + up(above_m)
+        at = expert.locate(body) + up(above_m)
         if wrong:
             at += expert.rng.uniform(0.85, 1.0) * np.array(MISTAKE_M)
         at[2] = max(at[2], TABLE_TOP_M + LOWEST_PINCH_M)
-        over = HandPose(at - APPROACH_M * along + _aside(expert), rotation)
-        yield from expert.move(side, over)
-        yield from expert.move(side, HandPose(at, rotation), speed_m_s=0.15)
-        yield from expert.grip(side, GRIPPER_CLOSED)
-        before = position(expert.episode.sim, body)[2]
-        yield from expert.move(side, HandPose(at + up(LIFT_M), rotation), speed_m_s=0.25)
-        if position(expert.episode.sim, body)[2] > before + LIFT_M / 2:
+        over = HandPose(at - APPROACH_M * rotation[:, 2], rotation)
+        yield from expert.move(side, over, seconds=REACH_S, early_s=BLEND_S)
+        yield from expert.move(side, HandPose(at, rotation), seconds=DESCEND_S)
+        yield from expert.grip(side, closed, seconds=CLOSE_S)
+        before = position(sim, body)[2]
+        lifted = HandPose(at + up(LIFT_M), rotation)
+        yield from expert.move(side, lifted, seconds=LIFT_S, early_s=BLEND_S)
+        if position(sim, body)[2] > before + LIFT_M / 2:
             return
-        yield from expert.grip(side, GRIPPER_OPEN, ticks=10)
-
-
-def _aside(expert: Expert) -> FloatArray:
-    """A different way in each time, m: demonstrations should not be one thin line."""
-    return expert.rng.uniform(-0.012, 0.012, 3)
+        yield from expert.grip(side, GRIPPER_OPEN, seconds=OPEN_S)

@@ -16,7 +16,7 @@ from safe_pruner_node.types import FloatArray
 BALL = "ball"
 HOOP = "hoop"
 BALL_RADIUS_M = 0.028
-HOOP_RADIUS_M = 0.085
+HOOP_RADIUS_M = 0.105
 RIM_M = 0.005
 """Half the thickness of the rim."""
 
@@ -78,7 +78,7 @@ class ThrowBasketball(Task):
 
     def _furnish(self, spec: mujoco.MjSpec, rng: np.random.Generator) -> tuple[str, ...]:
         add_table(spec)
-        x, y = rng.uniform(0.50, 0.60), self.side * rng.uniform(0.14, 0.30)
+        x, y = rng.uniform(0.46, 0.56), self.side * rng.uniform(0.15, 0.29)
         ball = add_object(spec, BALL, float(x), float(y), BALL_RADIUS_M)
         shell = add_solid(
             ball,
@@ -89,9 +89,9 @@ class ThrowBasketball(Task):
         )
         shell.condim, shell.friction = 6, (1.0, 0.02, 0.002)  # it comes to rest
         place = (
-            float(rng.uniform(0.82, 0.88)),
-            float(self.side * rng.uniform(0.12, 0.24)),
-            TABLE_TOP_M + float(rng.uniform(0.13, 0.17)),
+            float(rng.uniform(0.79, 0.85)),
+            float(self.side * rng.uniform(0.16, 0.26)),
+            TABLE_TOP_M + float(rng.uniform(0.10, 0.13)),
         )
         _add_hoop(spec, place, rng)
         return (BALL,)
