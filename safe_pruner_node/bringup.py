@@ -23,7 +23,8 @@ TWIN_STATE_RATE_HZ = 100.0
 ROBOT_DOMAIN_ID = "25"
 """ROS domain of the robot's own computers (vendor SDK)."""
 
-TWIN_PROMPT = "pick up the red cube"
+TWIN_SEED = 1_000_000
+"""An episode of the validation split: the shipped policy has not been trained on it."""
 
 TWIN_CAMERA_RATE_HZ = 15.0
 """Camera rate of the twin: half the robot's, what two cores render beside the policy."""
@@ -40,7 +41,12 @@ class BringupOptions:
     checkpoint: str = _argument(
         "", "Checkpoint directory (openpi or LeRobot layout). On the twin, empty: checkpoints/nano."
     )
-    prompt: str = _argument("", "The task in words. On the twin, empty: pick up the red cube.")
+    prompt: str = _argument("", "The task in words. On the twin, empty: what `task` asks for.")
+    task: str = _argument(
+        "pick_and_place",
+        "What is to be done on the twin: pick_and_place, throw_basketball or pack_doll; "
+        "empty: a table with things, and nothing is asked.",
+    )
     pruner: str = _argument("robot", "Preset of config/pruners.yaml: robot, paper, vanilla...")
     pruning_ratio: float = _argument(
         -1.0, "Share of the visual tokens to prune, 0 to 0.95; -1 takes the preset's."
@@ -69,7 +75,7 @@ class BringupOptions:
     device: str = _argument("auto", "auto, cpu or cuda.")
     worker_threads: int = _argument(0, "CPU threads of the policy worker; 0: all cores but one.")
     twin_summary: str = _argument("", "Where the twin writes its counts when it ends (JSON).")
-    seed: int = _argument(0, "Seed of the flow noise and of the twin's scene.")
+    seed: int = _argument(TWIN_SEED, "Seed of the flow noise and of the twin's episode or scene.")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def _ros_literal(value: ParameterValue) -> str:
 
 
 def default_checkpoint() -> Path:
-    """Where ``make nano`` puts the small policy, below the checkout or the working folder."""
+    """Where the small policy is, below the checkout or the working folder."""
     try:
         return resource("checkpoints/nano")
     except ConfigError:
@@ -121,7 +127,7 @@ def node_specs(options: BringupOptions) -> list[NodeSpec]:
 
     Raises:
         ConfigError: On the robot, no checkpoint or prompt was chosen, or ``auto_start`` was; for
-            the twin, the robot's ROS domain is set.
+            the twin, the robot's ROS domain is set, the task is unknown, or nothing gives a prompt.
     """
     if options.twin:
         check_twin_domain()
@@ -132,7 +138,7 @@ def node_specs(options: BringupOptions) -> list[NodeSpec]:
     policy = {
         item.name: getattr(options, item.name)
         for item in dataclasses.fields(options)
-        if item.name not in {"twin", "twin_summary"}
+        if item.name not in {"twin", "twin_summary", "task"}
     }
     policy |= {"robot_config": robot_config, "self_activate": True}
     specs = [NodeSpec("policy_node", "safe_pruner", policy)]
@@ -141,6 +147,7 @@ def node_specs(options: BringupOptions) -> list[NodeSpec]:
             "robot_config": robot_config,
             "camera_rate_hz": TWIN_CAMERA_RATE_HZ,
             "state_rate_hz": TWIN_STATE_RATE_HZ,
+            "task": options.task,
             "seed": options.seed,
             "summary_path": options.twin_summary,
         }
@@ -165,12 +172,24 @@ def check_twin_domain() -> None:
 
 def _on_the_twin(options: BringupOptions) -> BringupOptions:
     """What the twin takes where nothing was chosen."""
+    asked = _task_prompt(options) if options.task else ""
+    if not (options.prompt or asked).strip():
+        expected = "the task in words, or a task of the twin"
+        raise ConfigError("launch arguments", "prompt", "nothing", expected)
     return dataclasses.replace(
         options,
         checkpoint=options.checkpoint or str(default_checkpoint()),
-        prompt=options.prompt or TWIN_PROMPT,
+        prompt=options.prompt or asked,
         control_rate_hz=options.control_rate_hz or TWIN_STATE_RATE_HZ,
     )
+
+
+def _task_prompt(options: BringupOptions) -> str:
+    """What the twin's task asks for, in words."""
+    # Brings MuJoCo, which a robot's computer need not have.
+    from safe_pruner_node.twin.tasks.registry import build_task  # noqa: PLC0415
+
+    return build_task(options.task, options.seed).prompt
 
 
 def _check_chosen(options: BringupOptions) -> None:

@@ -1,7 +1,8 @@
-"""``make demo``: the twin, the policy node and their worker in closed loop, recorded and summed up.
+"""``make demo``: a policy does the twin's tasks live, through the node, recorded and summed up.
 
 The nodes and their parameters come from ``safe_pruner_node.bringup``, the description that
-``ros2 launch safe_pruner_node astribot.launch.py twin:=true auto_start:=true`` uses as well.
+``ros2 launch safe_pruner_node astribot.launch.py twin:=true auto_start:=true`` uses as well. Here
+one pair of nodes goes from episode to episode.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,63 @@ from typing import Any
 import rclpy
 import tyro
 from rclpy.executors import SingleThreadedExecutor
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
-from safe_pruner_msgs.srv import SetPrompt
-from std_srvs.srv import Trigger
 
-from safe_pruner_node.bringup import BringupOptions, NodeSpec, node_specs
+from safe_pruner_node.bringup import BringupOptions, NodeSpec, default_checkpoint, node_specs
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.figures import latency_figure
-from safe_pruner_node.evaluation.run_record import git_revision, summarise
-from safe_pruner_node.evaluation.video import rollout_video
+from safe_pruner_node.evaluation.run_record import (
+    EpisodeRecord,
+    RunRecord,
+    camera_frames,
+    git_revision,
+    summarise,
+)
+from safe_pruner_node.evaluation.video import RolloutFilm
+from safe_pruner_node.nodes.episode_client import EpisodeClient, EpisodeError
 from safe_pruner_node.nodes.recorder import RunRecorder
+from safe_pruner_node.resources import resource
+from safe_pruner_node.robot.config import load_robot_config
+from safe_pruner_node.twin.tasks.registry import TASKS, build_task
+from safe_pruner_node.twin.tasks.seeds import Split, episode_seed
 
-_CAMERAS = ("head", "left_wrist", "right_wrist")
-_NANO = Path("checkpoints/nano")
+POLICY, TWIN = "safe_pruner", "astribot_twin"
+
+ALL = "all"
+
+LINGER_S = 1.0
+"""How long the policy goes on once the job is done: the film shows what was done, s."""
+
+_LOGS = {TWIN: "twin_node.log", POLICY: "policy_node.log"}
 _START_TIMEOUT_S = 180.0
+_TAKE_OVER_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
+_LAST_MESSAGES_S = 0.3
+"""For what the node published before it was deactivated to arrive."""
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Closed loop on the twin: starts the nodes, runs, ends in a hold, writes what happened."""
+    """A policy does the twin's tasks live; every episode ends with success or with its time."""
 
-    seconds: float = 30.0
-    """Length of the recorded closed loop."""
+    task: str = ALL
+    """pick_and_place, throw_basketball, pack_doll, or all of them in turn."""
+    episodes: int = 1
+    """Episodes of each task."""
+    split: Split = "validation"
+    """Where the episodes' seeds come from; "evaluation" is for reported tables."""
+    first_seed_index: int = 0
+    """Number of the first episode within its split."""
+    seconds: float | None = None
+    """Ends an episode earlier than its task's time limit."""
     out: Path = Path("runs/demo")
     """Where summary.json, latency.png, rollout.mp4 and the logs go."""
-    checkpoint: Path = _NANO
-    """Policy to run; the default, and no other, is built when it is not there."""
-    prompt: str = "pick up the red cube"
-    """The task in words."""
-    then: str = "put the orange ball on the plate"
-    """The task from half time on: a new prompt makes a keyframe."""
+    checkpoint: Path | None = None
+    """Policy to run; by default the small one that comes with the package."""
     pruner: str = "robot"
     """Preset of config/pruners.yaml."""
     pruning_ratio: float = -1.0
@@ -64,7 +88,22 @@ class DemoOptions:
     video: bool = True
     """Write rollout.mp4."""
     seed: int = 0
-    """Seed of the flow noise and of the scene."""
+    """Seed of the flow noise."""
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """One episode to run.
+
+    Attributes:
+        task: Name of the task.
+        seed: Seed of the episode.
+        limit_s: Simulated time that the policy has.
+    """
+
+    task: str
+    seed: int
+    limit_s: float
 
 
 class DemoError(Exception):
@@ -77,8 +116,8 @@ def main() -> int:
     console = Console()
     try:
         summary = run_demo(options, console)
-    except (DemoError, ConfigError) as error:
-        console.print(f"[red]demo failed:[/red] {error}")
+    except (DemoError, EpisodeError, ConfigError) as error:
+        console.print(f"[red]demo failed:[/red] {error}", highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("stopped by hand")
@@ -87,31 +126,53 @@ def main() -> int:
     return 0
 
 
+def plan_episodes(options: DemoOptions) -> list[EpisodePlan]:
+    """The episodes of a run: the tasks in turn, one seed after the other.
+
+    Raises:
+        ConfigError: Unknown task, no episode, no time, or a seed outside of its split.
+    """
+    if options.episodes < 1:
+        raise ConfigError("--episodes", "", options.episodes, "1 or more")
+    if options.seconds is not None and not options.seconds > 0.0:
+        raise ConfigError("--seconds", "", options.seconds, "more than 0")
+    names = tuple(TASKS) if options.task == ALL else (options.task,)
+    plans = []
+    for index in range(options.first_seed_index, options.first_seed_index + options.episodes):
+        seed = episode_seed(options.split, index)
+        for name in names:
+            limit_s = build_task(name, seed).time_limit_s
+            plans.append(EpisodePlan(name, seed, min(limit_s, options.seconds or limit_s)))
+    return plans
+
+
 def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
-    """Run the closed loop and write its files.
+    """Run the episodes and write their files.
 
     Returns:
         What ``summary.json`` holds.
 
     Raises:
         DemoError: A process ended early, or the policy never began.
-        ConfigError: The options contradict each other.
+        EpisodeError: The nodes do not go from one episode to the next.
+        ConfigError: A wrong option.
     """
-    if not options.seconds > 0.0:
-        raise ConfigError("--seconds", "", options.seconds, "more than 0")
+    plans = plan_episodes(options)
+    checkpoint = options.checkpoint or default_checkpoint()
+    if not (checkpoint / "model.safetensors").exists():
+        expected = "a checkpoint directory with model.safetensors"
+        raise ConfigError("--checkpoint", "", f"no policy at {checkpoint}", expected)
     options.out.mkdir(parents=True, exist_ok=True)
-    _ensure_checkpoint(options.checkpoint, console)
     twin_summary = (options.out / "twin.json").resolve()
     twin_summary.unlink(missing_ok=True)
     specs = node_specs(
         BringupOptions(
-            checkpoint=str(options.checkpoint.resolve()),
-            prompt=options.prompt,
+            checkpoint=str(checkpoint.resolve()),
+            task=plans[0].task,
             pruner=options.pruner,
             pruning_ratio=options.pruning_ratio,
             control_rate_hz=options.control_rate_hz,
             twin=True,
-            auto_start=True,
             auto_resume=True,
             seed=options.seed,
             twin_summary=str(twin_summary),
@@ -119,33 +180,113 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     )
     rclpy.init()
     executor = SingleThreadedExecutor()
-    recorder = RunRecorder("safe_pruner", _CAMERAS)
+    recorder = RunRecorder(POLICY, TWIN, _camera_topics() if options.video else {})
     executor.add_node(recorder)
+    record = RunRecord()
     try:
-        with _processes(specs, options.out) as processes:
-            _wait_for_policy(executor, recorder, processes, options, console)
-            _record(executor, recorder, processes, options, console)
-            recorder.recording = False
-            _stop_policy(executor, recorder)
+        with ExitStack() as stack:
+            film = None
+            if options.video:
+                film = stack.enter_context(closing(RolloutFilm(options.out / "rollout.mp4")))
+            processes = stack.enter_context(_processes(specs, options.out))
+            demo = _Demo(executor, recorder, processes, options.out, console)
+            demo.wait_for_policy()
+            for episode in demo.episodes(plans):
+                record.episodes.append(episode)
+                if film is not None:
+                    film.add(episode)
+                    episode.images, episode.overlays = {}, {}  # hundreds of megabytes in an hour
+            last = recorder.last_step
+            assert last is not None  # noqa: S101 - every episode has a step
+            record.checkpoint, record.pruner = last.checkpoint, last.pruner
     finally:
         executor.shutdown()
         recorder.destroy_node()
         rclpy.try_shutdown()
-    return _write(options, recorder, twin_summary, console)
+    return _write(options, record, twin_summary, _policy_title(checkpoint), console)
 
 
-def _ensure_checkpoint(checkpoint: Path, console: Console) -> None:
-    if (checkpoint / "model.safetensors").exists():
-        return
-    if checkpoint != _NANO:  # a misspelt path must not become random weights
-        raise ConfigError(
-            "--checkpoint", "", f"no policy at {checkpoint}", "a checkpoint directory"
-        )
-    console.print(f"no policy at {checkpoint}: building the small one with random weights")
-    # In a process of its own: this one never needs torch.
-    command = [sys.executable, "-m", "safe_pruner_node.pi05.nano", str(checkpoint)]
-    if subprocess.run(command, check=False).returncode != 0:  # noqa: S603
-        raise DemoError(f"cannot build {checkpoint}")
+class _Demo:
+    """One pair of running nodes, and the episodes that they are taken through."""
+
+    def __init__(
+        self,
+        executor: SingleThreadedExecutor,
+        recorder: RunRecorder,
+        processes: dict[str, subprocess.Popen[bytes]],
+        out: Path,
+        console: Console,
+    ) -> None:
+        self._executor = executor
+        self._recorder = recorder
+        self._processes = processes
+        self._out = out
+        self._console = console
+        self._client = EpisodeClient(recorder, executor, POLICY, TWIN)
+
+    def wait_for_policy(self) -> None:
+        """Until the policy node is active: it holds the arms, its model is warm."""
+        begun_s = time.monotonic()
+        log = self._out / _LOGS[POLICY]
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            while self._recorder.control is None:
+                self._executor.spin_once(timeout_sec=0.1)
+                self._check_alive()
+                waited_s = time.monotonic() - begun_s
+                if "configure failed" in log.read_text(errors="replace"):
+                    raise DemoError(_last_line(log))
+                if waited_s > _START_TIMEOUT_S:
+                    raise DemoError(f"no policy after {waited_s:.0f} s: {_last_line(log)}")
+                live.update(Text(f"starting, {waited_s:4.1f} s: {_last_line(log)[-100:]}"))
+        self._console.print(f"policy ready after {time.monotonic() - begun_s:.1f} s")
+        self._client.deactivate()
+
+    def episodes(self, plans: Sequence[EpisodePlan]) -> Iterator[EpisodeRecord]:
+        """Runs the episodes with a live status line; one line stays of each."""
+        progress = Progress(TextColumn("episodes"), BarColumn(), MofNCompleteColumn())
+        bar = progress.add_task("", total=len(plans))
+        for plan in plans:
+            with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+
+                def show(line: str, live: Live = live) -> None:
+                    live.update(Group(progress, Text(line, no_wrap=True)))
+
+                show(f"{plan.task}, seed {plan.seed}")
+                episode = self._episode(plan, show)
+            self._console.print(_episode_line(episode), highlight=False)
+            progress.advance(bar)
+            yield episode
+
+    def _episode(self, plan: EpisodePlan, show: Callable[[str], None]) -> EpisodeRecord:
+        recorder, client = self._recorder, self._client
+        recorder.begin()
+        client.place(plan.task, plan.seed)
+        if not client.spin(lambda: _is_of(recorder.task, plan), _TAKE_OVER_TIMEOUT_S):
+            raise DemoError(f"the twin does not say that it is at {plan.task}, seed {plan.seed}")
+        assert recorder.task is not None  # noqa: S101 - just seen
+        client.start(recorder.task.prompt)
+        if not client.spin(lambda: recorder.taken_over, _TAKE_OVER_TIMEOUT_S):
+            self._check_alive()
+            why = recorder.control.hold_reason if recorder.control else "no control state"
+            raise DemoError(f"the policy does not take the arms: {why}")
+        while recorder.simulated_s < plan.limit_s:
+            self._executor.spin_once(timeout_sec=0.1)
+            self._check_alive()
+            show(_status_line(recorder, plan))
+            done_s = recorder.done_s
+            if done_s is not None and recorder.simulated_s > done_s + LINGER_S:
+                break
+        recorder.stop()
+        client.stop()
+        client.deactivate()
+        client.spin(lambda: False, _LAST_MESSAGES_S)
+        return recorder.end(plan.limit_s)
+
+    def _check_alive(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                line = _last_line(self._out / _LOGS[name])
+                raise DemoError(f"{name} ended with status {process.returncode}: {line}")
 
 
 @contextmanager
@@ -154,7 +295,7 @@ def _processes(specs: list[NodeSpec], out: Path) -> Iterator[dict[str, subproces
     running: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for spec in specs:
-            with (out / f"{spec.executable}.log").open("wb") as log:
+            with (out / _LOGS[spec.name]).open("wb") as log:
                 running[spec.name] = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-m", spec.module, *spec.ros_arguments()],
                     stdout=log,
@@ -174,15 +315,20 @@ def _processes(specs: list[NodeSpec], out: Path) -> Iterator[dict[str, subproces
                 process.wait()
 
 
-def _check_alive(processes: dict[str, subprocess.Popen[bytes]], out: Path) -> None:
-    for name, process in processes.items():
-        if process.poll() is not None:
-            line = _last_line(_log_of(name, out))
-            raise DemoError(f"{name} ended with status {process.returncode}: {line}")
+def _camera_topics() -> dict[str, str]:
+    """Camera to topic, of the robot file that bringup takes."""
+    robot = load_robot_config(resource("config/astribot_s1.yaml"))
+    return {camera.name: camera.topic for camera in robot.cameras}
 
 
-def _log_of(name: str, out: Path) -> Path:
-    return out / {"astribot_twin": "twin_node.log", "safe_pruner": "policy_node.log"}[name]
+def _policy_title(checkpoint: Path) -> str:
+    """First heading of the checkpoint's model card; the folder's name without one."""
+    card = checkpoint / "README.md"
+    if card.exists():
+        for line in card.read_text(encoding="utf-8").splitlines():
+            if line.startswith("# "):
+                return line[2:].strip()
+    return checkpoint.name
 
 
 def _last_line(log: Path) -> str:
@@ -190,146 +336,108 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "(nothing in its log)"
 
 
-def _wait_for_policy(
-    executor: SingleThreadedExecutor,
-    recorder: RunRecorder,
-    processes: dict[str, subprocess.Popen[bytes]],
-    options: DemoOptions,
-    console: Console,
-) -> None:
-    """Until the policy drives the arms."""
-    begun_s = time.monotonic()
-    log = _log_of("safe_pruner", options.out)
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        while True:
-            executor.spin_once(timeout_sec=0.1)
-            _check_alive(processes, options.out)
-            control = recorder.control
-            if control is not None and control.mode_name == "POLICY":
-                break
-            waited_s = time.monotonic() - begun_s
-            if "configure failed" in log.read_text(errors="replace"):
-                raise DemoError(_last_line(log))
-            if waited_s > _START_TIMEOUT_S:
-                why = recorder.control.hold_reason if recorder.control else _last_line(log)
-                raise DemoError(f"no policy after {waited_s:.0f} s: {why}")
-            live.update(Text(f"starting, {waited_s:4.1f} s: {_last_line(log)[-100:]}"))
-    console.print(f"policy drives the arms after {time.monotonic() - begun_s:.1f} s")
+def _is_of(task: Any, plan: EpisodePlan) -> bool:  # noqa: ANN401 - a generated message
+    return task is not None and (task.task, task.seed) == (plan.task, plan.seed)
 
 
-def _record(
-    executor: SingleThreadedExecutor,
-    recorder: RunRecorder,
-    processes: dict[str, subprocess.Popen[bytes]],
-    options: DemoOptions,
-    console: Console,
-) -> None:
-    """Record for the wished time with a live status line; a new prompt at half time."""
-    begun_s = time.monotonic()
-    prompt = recorder.create_client(SetPrompt, "/safe_pruner/set_prompt")
-    second_half = False
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        while (elapsed_s := time.monotonic() - begun_s) < options.seconds:
-            executor.spin_once(timeout_sec=0.1)
-            _check_alive(processes, options.out)
-            if not second_half and elapsed_s > options.seconds / 2:
-                second_half = True
-                prompt.call_async(SetPrompt.Request(prompt=options.then))
-            live.update(Text(_status_line(recorder, elapsed_s, options.seconds)))
-
-
-def _status_line(recorder: RunRecorder, elapsed_s: float, total_s: float) -> str:
-    control, step = recorder.control, recorder.last_step
-    line = f"{elapsed_s:5.1f} / {total_s:.0f} s"
+def _status_line(recorder: RunRecorder, plan: EpisodePlan) -> str:
+    control, step, task = recorder.control, recorder.last_step, recorder.task
+    line = f"{plan.task} {recorder.simulated_s:4.1f} / {plan.limit_s:.0f} s"
+    if task is not None:
+        line += f"  progress {task.progress:.0f}"
     if control is not None:
-        line += f"  {control.mode_name:6s} {control.rate_hz:.0f} Hz"
+        line += f"  {control.mode_name} {control.rate_hz:.0f} Hz"
         line += f"  period max {control.period_max_ms:.1f} ms  starved {control.starved_ticks}"
     if step is not None:
-        keyframes = sum(record.keyframe for record in recorder.record.steps)
         line += f"  step {step.query}: {step.step_ms:.0f} ms"
         line += f"  kept {step.kept_tokens}/{step.visual_tokens}"
-        line += f"  kappa {step.kappa:.3f}  keyframes {keyframes}"
+        line += f"  kappa {step.kappa:.3f}  keyframes {recorder.keyframes}"
     return line
 
 
-def _stop_policy(executor: SingleThreadedExecutor, recorder: RunRecorder) -> None:
-    """Call ~/stop and wait until the joints hold.
-
-    Raises:
-        DemoError: The node did not come to a hold.
-    """
-    client = recorder.create_client(Trigger, "/safe_pruner/stop")
-    if not client.wait_for_service(timeout_sec=5.0):
-        raise DemoError("~/stop is not there")
-    future = client.call_async(Trigger.Request())
-    deadline_s = time.monotonic() + 5.0
-    while time.monotonic() < deadline_s:
-        executor.spin_once(timeout_sec=0.1)
-        control = recorder.control
-        if future.done() and control is not None and control.mode_name == "HOLD":
-            return
-    raise DemoError("the node did not come to a hold within 5 s of ~/stop")
-
-
-def _camera_frames(recorder: RunRecorder, twin: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Frames per camera between the first and the last recorded step.
-
-    ``published`` and ``dropped`` come from the twin's own list of stamps, so a frame counts as
-    dropped when the twin sent it in that time and the node did not get it.
-    """
-    first, last = recorder.first_step, recorder.last_step
-    if first is None or last is None:
-        raise DemoError("the policy made no step")
-    begin = {camera.name: camera for camera in first.cameras}
-    frames = {}
-    for camera in last.cameras:
-        start = begin[camera.name]
-        received = camera.received - start.received
-        stamps = twin["camera_stamps_ns"][camera.name]
-        published = sum(_stamp_ns(start) < stamp <= _stamp_ns(camera) for stamp in stamps)
-        frames[camera.name] = {
-            "published": published,
-            "received": received,
-            "used": camera.used - start.used,
-            "dropped": max(0, published - received),
-        }
-    return frames
-
-
-def _stamp_ns(camera: Any) -> int:  # noqa: ANN401 - a generated message
-    """Stamp of the frame that a CameraStatus speaks of, nanoseconds."""
-    return int(camera.stamp.sec) * 1_000_000_000 + int(camera.stamp.nanosec)
+def _episode_line(episode: EpisodeRecord) -> str:
+    outcome = f"[yellow]progress {episode.progress:.0f}[/yellow]"
+    if episode.success:
+        outcome = "[green]success[/green]"
+    return f"“{episode.prompt}”, seed {episode.seed}: {outcome} in {episode.seconds:.1f} s"
 
 
 def _write(
-    options: DemoOptions, recorder: RunRecorder, twin_summary: Path, console: Console
+    options: DemoOptions,
+    record: RunRecord,
+    twin_summary: Path,
+    policy: str,
+    console: Console,
 ) -> dict[str, Any]:
-    """The summary, the figure and the film."""
+    """The summary and the figure."""
     if not twin_summary.exists():
         raise DemoError(f"the twin left no {twin_summary}")
-    twin = json.loads(twin_summary.read_text(encoding="utf-8"))
-    record = recorder.record
+    stamps_ns = json.loads(twin_summary.read_text(encoding="utf-8"))["camera_stamps_ns"]
+    frames = camera_frames(record.episodes, stamps_ns)
     root = Path(__file__).resolve().parent.parent
-    try:
-        summary = summarise(record, _camera_frames(recorder, twin), git_revision(root))
-    except ValueError as error:
-        raise DemoError(str(error)) from None
-    summary["real_time_factor"] = twin["real_time_factor"]
-    summary["seconds"] = options.seconds
+    summary = {"policy": policy, "split": options.split}
+    summary |= summarise(record, frames, git_revision(root))
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    title = f"{summary['pruner']}, checkpoint {summary['checkpoint']}, {summary['git']}"
+    title = f"{record.pruner}, checkpoint {record.checkpoint}, {summary['git']}"
     latency_figure(record, options.out / "latency.png", title)
-    if options.video:
-        rollout_video(record, options.out / "rollout.mp4")
-    console.print(f"wrote {options.out}/summary.json, latency.png, rollout.mp4 and the logs")
+    film = ", rollout.mp4" if options.video else ""
+    console.print(f"wrote {options.out}/summary.json, latency.png{film} and the logs")
     return summary
 
 
 def print_summary(summary: dict[str, Any], options: DemoOptions, console: Console) -> None:
-    """The table a person reads, and one last line."""
-    table = Table(title=f"{options.seconds:g} s closed loop on the twin")
-    for column in ("what", "figure", "meaning"):
+    """The tables a person reads, and one last line."""
+    console.print(_episode_table(summary))
+    console.print(_figure_table(summary))
+    if options.episodes > 1:
+        console.print(_success_table(summary))
+    done = sum(episode["success"] for episode in summary["episodes"])
+    console.print(
+        f"{done} of {len(summary['episodes'])} episodes succeeded, {summary['split']} seeds, at "
+        f"{summary['real_time_factor']:.2f} x real time; policy: {summary['policy']}",
+        highlight=False,
+    )
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
         table.add_column(column)
+    return table
+
+
+def _episode_table(summary: dict[str, Any]) -> Table:
+    table = _table(
+        "Episodes on the twin", "task", "seed", "result", "progress", "s", "steps", "keyframes"
+    )
+    for episode in summary["episodes"]:
+        table.add_row(
+            episode["task"],
+            str(episode["seed"]),
+            "success" if episode["success"] else "not done",
+            f"{episode['progress']:.0f}",
+            f"{episode['seconds']:.1f} of {episode['time_limit_s']:.0f}",
+            str(episode["policy_steps"]),
+            str(episode["keyframes"]),
+        )
+    return table
+
+
+def _success_table(summary: dict[str, Any]) -> Table:
+    table = _table("Success", "task", "episodes", "rate", "95 % (Wilson)")
+    for task, count in summary["success"].items():
+        low, high = count["wilson_95"]
+        table.add_row(
+            task,
+            f"{count['successes']} of {count['episodes']}",
+            f"{100 * count['successes'] / count['episodes']:.0f} %",
+            f"{100 * low:.0f} to {100 * high:.0f} %",
+        )
+    return table
+
+
+def _figure_table(summary: dict[str, Any]) -> Table:
+    table = _table("Closed loop", "what", "figure", "meaning")
     period, step = summary["control_period_ms"], summary["step_ms"]
     ticks, expected = summary["control_ticks"], summary["control_ticks_expected"]
     table.add_row(
@@ -368,12 +476,10 @@ def print_summary(summary: dict[str, Any], options: DemoOptions, console: Consol
     table.add_row(
         "starved / clamped / holds",
         f"{summary['starved_ticks']} / {summary['clamped_ticks']} / {summary['holds']}",
-        "ticks, ticks, times (the last stop is one)",
+        "ticks, ticks, times (the stop at an episode's end is one)",
     )
     table.add_row("largest joint step", f"{summary['max_joint_step_rad']:.4f} rad", "per tick")
-    console.print(table)
-    nano = "; nano has random weights: it shows the system, not a skill"
-    console.print(f"ended in {summary['final_mode']}{nano if options.checkpoint == _NANO else ''}")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Pictures of a run: where the time went, and what the policy saw and kept."""
+"""Pictures of a run: where the time went, and how regular the control loop was."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,36 +13,63 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from safe_pruner_node.evaluation.run_record import RunRecord
+from safe_pruner_node.evaluation.run_record import RunRecord, StepRecord
 
 KEYFRAME_COLOUR = "#c0392b"
+KAPPA_COLOUR = "#2471a3"
+SUCCESS_COLOUR = "#1e8449"
 _STAGE_COLOURS = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
 
 
 def latency_figure(record: RunRecord, path: Path, title: str) -> None:
     """Stages stacked over time with keyframes marked, kappa, and the control periods.
 
+    The episodes stand one after the other.
+
     Args:
-        record: The run; needs at least one step and the control totals.
+        record: The run; needs at least one step.
         path: PNG to write.
         title: First line of the picture.
     """
-    assert record.control is not None  # noqa: S101 - summarise has checked the run
     figure, axes = plt.subplots(
         3, 1, figsize=(12, 11), height_ratios=[3, 1.2, 1.6], constrained_layout=True
     )
-    _stages(axes[0], record)
-    _kappa(axes[1], record)
+    starts_s = record.starts_s
+    steps = [
+        replace(step, time_s=start_s + step.time_s)
+        for start_s, episode in zip(starts_s, record.episodes, strict=True)
+        for step in episode.steps
+    ]
+    _stages(axes[0], steps)
+    _kappa(axes[1], steps)
     axes[1].sharex(axes[0])
-    _periods(axes[2], record.control.periods_ms, record.control.rate_hz)
-    axes[0].set_title(title)
+    _episodes(axes[0], axes[1], record, starts_s)
+    controls = [episode.control for episode in record.episodes]
+    _periods(axes[2], [p for c in controls for p in c.periods_ms], controls[0].rate_hz)
+    figure.suptitle(title)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _stages(axes: Axes, record: RunRecord) -> None:
+def _episodes(top: Axes, below: Axes, record: RunRecord, starts_s: list[float]) -> None:
+    """Where each episode begins, and how it ended."""
+    for start_s, episode in zip(starts_s, record.episodes, strict=True):
+        for axes in (top, below):
+            axes.axvline(start_s, color="0.6", lw=1)
+        outcome = "success" if episode.success else f"progress {episode.progress:.0f}"
+        top.annotate(
+            f"{episode.task}\n{outcome}",
+            (start_s, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color=SUCCESS_COLOUR if episode.success else "0.3",
+        )
+
+
+def _stages(axes: Axes, steps: list[StepRecord]) -> None:
     """Stacked stage times of every policy step; keyframes as red ticks on top."""
-    steps = record.steps
     time_s = np.array([step.time_s for step in steps])
     names = list(dict.fromkeys(name for step in steps for name in step.stage_ms))
     bottom = np.zeros(len(steps))
@@ -84,16 +112,15 @@ def _stages(axes: Axes, record: RunRecord) -> None:
     axes.grid(axis="y", alpha=0.3)
 
 
-def _kappa(axes: Axes, record: RunRecord) -> None:
+def _kappa(axes: Axes, steps: list[StepRecord]) -> None:
     """kappa against its threshold, with the kept tokens on the right axis."""
-    steps = record.steps
     time_s = [step.time_s for step in steps]
     kept = [step.kept_tokens for step in steps]
     right = axes.twinx()
     right.step(time_s, kept, where="mid", color="0.75", lw=1)
     right.set_ylabel("tokens kept", color="0.5")
     right.set_ylim(0, 1.1 * max(step.visual_tokens for step in steps))
-    axes.plot(time_s, [step.kappa for step in steps], "-o", ms=3, color="#2471a3", label="kappa")
+    axes.plot(time_s, [s.kappa for s in steps], "-o", ms=3, color=KAPPA_COLOUR, label="kappa")
     axes.plot(time_s, [step.gamma for step in steps], "--", color="0.3", label="gamma")
     for step in steps:
         if step.keyframe:
@@ -105,12 +132,12 @@ def _kappa(axes: Axes, record: RunRecord) -> None:
     axes.patch.set_visible(False)
 
 
-def _periods(axes: Axes, periods_ms: tuple[float, ...], rate_hz: float) -> None:
+def _periods(axes: Axes, periods_ms: list[float], rate_hz: float) -> None:
     """Histogram of the control periods, logarithmic so that single late ticks show."""
     nominal_ms = 1e3 / rate_hz
     periods = np.asarray(periods_ms)
     top = max(2.0 * nominal_ms, float(periods.max(initial=0.0)) * 1.02)
-    axes.hist(periods, bins=np.linspace(0.0, top, 121).tolist(), color="#1e8449", log=True)
+    axes.hist(periods, bins=np.linspace(0.0, top, 121).tolist(), color=SUCCESS_COLOUR, log=True)
     axes.axvline(nominal_ms, color="black", lw=1, label=f"nominal {nominal_ms:g} ms")
     axes.axvline(1.5 * nominal_ms, color=KEYFRAME_COLOUR, ls="--", lw=1, label="1.5 x nominal")
     if len(periods):

@@ -108,12 +108,8 @@ class TwinNode:
         self._camera_frames = Counter(dict.fromkeys(resolutions, 0))
         self._camera_stamps_ns: dict[str, list[int]] = {camera: [] for camera in resolutions}
         self._commands = Counter(dict.fromkeys(self._parts, 0))
-        self._camera_sets_skipped = 0
         self._advertise()
-        self._cameras = self._camera_thread()
-
-    def _camera_thread(self) -> CameraThread:
-        return CameraThread(self._world.sim.model, self._resolutions, self._publish_image)
+        self._cameras = CameraThread(self._world.sim.model, resolutions, self._publish_image)
 
     # --- set-up -------------------------------------------------------------------------------
 
@@ -279,12 +275,10 @@ class TwinNode:
         world, self._next_world = self._next_world, None
         if world is None:
             return False
-        self._cameras.stop()
-        self._camera_sets_skipped += self._cameras.skipped
+        self._cameras.load(world.sim.model)
         self._end_episode()
         with self._sim_lock:
             self._world = world
-        self._cameras = self._camera_thread()
         self._begun.set()
         return True
 
@@ -390,7 +384,6 @@ class TwinNode:
             self._barrier.close()
             physics.join()
             self._cameras.stop()
-            self._camera_sets_skipped += self._cameras.skipped
             self._end_episode()
             executor.shutdown()
             self._node.destroy_node()
@@ -416,7 +409,7 @@ class TwinNode:
             summary = {
                 "camera_frames": dict(self._camera_frames),
                 "camera_stamps_ns": self._camera_stamps_ns,
-                "camera_sets_skipped": self._camera_sets_skipped,
+                "camera_sets_skipped": self._cameras.skipped,
                 "commands": dict(self._commands),
                 "real_time_factor": real_time_factor,
                 "sim_time_s": sim_time_s,

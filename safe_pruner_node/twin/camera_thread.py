@@ -40,6 +40,12 @@ class CameraThread:
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
         self._thread.start()
 
+    def load(self, model: mujoco.MjModel) -> None:
+        """Draws another model, from the next snapshot on; waits for the set being drawn."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._job is None or not self._thread.is_alive())
+            self._model = model
+
     def submit(self, snapshot: Snapshot, stamp_ns: int) -> bool:
         """Asks for a set of images; False (and counted) while the last set is still being drawn."""
         with self._changed:
@@ -63,14 +69,18 @@ class CameraThread:
         self._thread.join()
 
     def _run(self) -> None:
+        loaded = self._model
         try:
-            rig = CameraRig(self._model, self._resolutions)
+            rig = CameraRig(loaded, self._resolutions)
         except Exception as error:  # noqa: BLE001 - any GL failure; the owner reports it
             self._end(error)
             return
         try:
             while (job := self._next_job()) is not None:
                 snapshot, stamp_ns = job
+                if loaded is not self._model:
+                    loaded = self._model
+                    rig.load(loaded)
                 rig.show(snapshot)
                 for camera in self._resolutions:
                     self._on_image(camera, rig.render(camera), stamp_ns)
