@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -315,7 +315,7 @@ def _image_features(path: Path, features: Mapping[str, Any]) -> dict[str, tuple[
             raise ConfigError(path, f"{place}.dtype", shown(feature.get("dtype")), "'video'")
         shape = feature.get("shape")
         expected = "[height, width, 3]"
-        if not isinstance(shape, list) or not _is_shape(shape, 3):
+        if not _is_shape(shape, 3):
             raise ConfigError(path, f"{place}.shape", shown(shape), expected)
         if (feature.get("names") or [""])[0] == "channels":  # some converters put them first
             shape = [*shape[1:], shape[0]]
@@ -327,7 +327,7 @@ def _image_features(path: Path, features: Mapping[str, Any]) -> dict[str, tuple[
     return cameras
 
 
-def _is_shape(shape: object, dimensions: int) -> bool:
+def _is_shape(shape: object, dimensions: int) -> TypeGuard[list[int]]:
     return (
         isinstance(shape, list)
         and len(shape) == dimensions

@@ -68,8 +68,15 @@ class WorkerPool:
         context = multiprocessing.get_context("spawn")  # GL does not survive a fork
         self._stop = context.Event()
         self._outcomes: Any = context.Queue()
-        counter = context.Value("q", 0)
-        arguments = (list(jobs), counter, self._stop, self._outcomes, robot_config, image_size)
+        self._counter = context.Value("q", 0)  # kept: a semaphore goes with its last owner
+        arguments = (
+            list(jobs),
+            self._counter,
+            self._stop,
+            self._outcomes,
+            robot_config,
+            image_size,
+        )
         self._processes = [
             context.Process(target=_work, args=arguments, daemon=True, name=f"recorder {number}")
             for number in range(min(workers, len(jobs)))
