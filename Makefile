@@ -3,12 +3,12 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench nano clean
+.PHONY: help setup demo test lint bench table3 nano clean
 
 IN_ENV := source tools/env.sh &&
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: ## install what is missing: nothing to do, no network, on the second call
 	@tools/setup.sh
@@ -27,6 +27,9 @@ lint: setup ## ruff, mypy, import rules, shell, docker files
 
 bench: setup ## milliseconds of each stage: vanilla, SAFE keyframe, SAFE pruned (BENCH_ARGS)
 	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.bench $(BENCH_ARGS)
+
+table3: setup ## success of every pruning method on the twin's tasks, rho 0.75 and 0.90 (EVAL_ARGS)
+	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.evaluate --rho 0.75 0.9 $(EVAL_ARGS)
 
 nano: setup ## a small random-weight checkpoint in checkpoints/nano, if there is none
 	@[ -f checkpoints/nano/model.safetensors ] || { $(IN_ENV) python -m safe_pruner_node.pi05.nano checkpoints/nano; }
