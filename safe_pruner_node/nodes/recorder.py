@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from safe_pruner_msgs.msg import ControlState, PolicyStep, TaskState
@@ -34,6 +35,7 @@ class RunRecorder(Node):
         twin: Name of the twin.
         images: Camera to the topic of its compressed images; empty to record neither images nor
             overlays, which are then not drawn.
+        context: ROS context; the default one where left out.
 
     Attributes:
         control: Newest control state of this activation.
@@ -42,8 +44,10 @@ class RunRecorder(Node):
         keyframes: Keyframes of this episode.
     """
 
-    def __init__(self, policy: str, twin: str, images: Mapping[str, str]) -> None:
-        super().__init__("run_recorder")
+    def __init__(
+        self, policy: str, twin: str, images: Mapping[str, str], context: Context | None = None
+    ) -> None:
+        super().__init__("run_recorder", context=context)
         self.control: ControlState | None = None
         self.task: TaskState | None = None
         self.last_step: PolicyStep | None = None

@@ -13,6 +13,8 @@ from safe_pruner_node.bringup import BringupOptions, node_specs, options_from_te
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.nodes.parameters import PolicyNodeParameters
 from safe_pruner_node.twin.settings import twin_settings
+from safe_pruner_node.twin.tasks.registry import TASKS, build_task
+from safe_pruner_node.twin.tasks.seeds import episode_seed
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "astribot.launch.py"
 
@@ -45,6 +47,34 @@ def test_the_twin_keeps_off_the_robots_domain(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "25")
     with pytest.raises(ConfigError, match="ROS_DOMAIN_ID"):
         node_specs(BringupOptions(twin=True))
+
+
+def test_the_twin_starts_with_a_task_and_the_policy_is_told_what_it_asks():
+    specs = by_name(BringupOptions(twin=True, task="throw_basketball", seed=7))
+    twin, policy = specs["astribot_twin"].parameters, specs["safe_pruner"].parameters
+    assert (twin["task"], twin["seed"]) == ("throw_basketball", 7)
+    assert policy["prompt"] == build_task("throw_basketball", 7).prompt
+    default = by_name(BringupOptions(twin=True))
+    assert default["astribot_twin"].parameters["task"] in TASKS
+    assert default["astribot_twin"].parameters["seed"] == episode_seed("validation", 0)
+
+
+def test_words_of_ones_own_win_over_the_tasks():
+    specs = by_name(BringupOptions(twin=True, prompt="wave"))
+    assert specs["safe_pruner"].parameters["prompt"] == "wave"
+
+
+def test_a_table_without_a_task_needs_words():
+    with pytest.raises(ConfigError, match="prompt"):
+        node_specs(BringupOptions(twin=True, task=""))
+    specs = by_name(BringupOptions(twin=True, task="", prompt="wave"))
+    assert specs["astribot_twin"].parameters["task"] == ""
+
+
+@pytest.mark.parametrize("prompt", ["", "wave"])
+def test_an_unknown_task_is_refused_before_anything_starts(prompt):
+    with pytest.raises(ConfigError, match="juggling"):
+        node_specs(BringupOptions(twin=True, task="juggling", prompt=prompt))
 
 
 @pytest.mark.parametrize("twin", [False, True])

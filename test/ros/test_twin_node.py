@@ -16,12 +16,19 @@ from astribot_msgs.msg import RobotJointController, RobotJointState
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
+from safe_pruner_msgs.msg import TaskState
+from safe_pruner_msgs.srv import NewEpisode
 from sensor_msgs.msg import CompressedImage
 from std_srvs.srv import SetBool
 
+from safe_pruner_node.demonstrations.rollout import demonstrate
+from safe_pruner_node.resources import resource
+from safe_pruner_node.robot.config import load_robot_config
 from safe_pruner_node.twin.joint_table import HOME, PART_DOF
+from safe_pruner_node.twin.tasks.episode import Episode
+from safe_pruner_node.twin.tasks.registry import build_task
 
 DOMAIN_ID = 92
 CAMERAS = {
@@ -36,6 +43,7 @@ DRIVEN = (
 )
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def seconds(stamp):
@@ -73,9 +81,21 @@ class Peer:
             )
         self.node.create_subscription(Clock, "/clock", self._on_clock, RELIABLE)
         self.switch = self.node.create_client(SetBool, "/astribot_camera_control")
+        self.renew = self.node.create_client(NewEpisode, "/astribot_twin/new_episode")
+        self.tasks = self.listen_to_task()
 
     def _on_clock(self, message):
         self.clocks.append(seconds(message.clock))
+
+    def listen_to_task(self):
+        heard = []
+        self.node.create_subscription(TaskState, "/astribot_twin/task", heard.append, LATCHED)
+        return heard
+
+    def new_episode(self, task, seed):
+        future = self.renew.call_async(NewEpisode.Request(task=task, seed=seed))
+        self.spin_until(future.done)
+        return future.result()
 
     def spin_until(self, done, timeout_s=60.0):
         end = time.monotonic() + timeout_s
@@ -288,11 +308,102 @@ def test_lock_step_goes_on_after_the_timeout(tmp_path, peer):
     assert code == 0, stderr
 
 
+CONTROL_S = 0.01
+
+
+class RecordingEpisode(Episode):
+    """Remembers the command of every control period."""
+
+    def __init__(self, task, robot):
+        super().__init__(task, robot)
+        self.commands = []
+        self._part_s = 0.0
+
+    def advance(self, command, dt_s):
+        super().advance(command, dt_s)
+        self._part_s += dt_s
+        if self._part_s > CONTROL_S - 1e-9:  # frames in between cut a period in two
+            self.commands.append(command.copy())
+            self._part_s = 0.0
+
+
+@pytest.fixture(scope="module")
+def expert_commands():
+    """What solves an episode, as joint commands at 100 Hz: by the expert, in a twin of ours."""
+    robot = load_robot_config(resource("config/astribot_s1.yaml"))
+    episode = RecordingEpisode(build_task("pick_and_place", 2), robot)
+    demonstration = demonstrate(episode, noise_rad=0.0, mistake_chance=0.0)
+    assert demonstration.success
+    return robot.layout, demonstration, episode.commands
+
+
+def test_an_expert_through_the_topics_is_judged_in_the_twin(tmp_path, peer, expert_commands):
+    """Same commands, same physics, same judge; then another episode, once nobody commands."""
+    layout, demonstration, commands = expert_commands
+    twin = start(
+        tmp_path,
+        task="pick_and_place",
+        seed=2,
+        lock_step="true",
+        control_period_s=CONTROL_S,
+        lock_step_timeout_s=60.0,
+        cameras_on="false",
+    )
+    try:
+        peer.spin_until(lambda: peer.tasks and len(peer.clocks) > 3)
+        peer.spin_until(lambda: all(p.get_subscription_count() for p in peer.publishers.values()))
+        assert (peer.tasks[0].task, peer.tasks[0].seed) == ("pick_and_place", 2)
+        assert peer.tasks[0].prompt == demonstration.prompt
+        assert (peer.tasks[0].progress, peer.tasks[0].success) == (0.0, False)
+        begun_s = peer.tasks[-1].elapsed_s
+        for command in commands:
+            before = len(peer.clocks)
+            for part in DRIVEN:
+                peer.command(part, command[layout.slices[part]])
+            peer.spin_until(lambda before=before: len(peer.clocks) > before)
+        peer.spin_until(lambda: peer.tasks[-1].success)
+        done = peer.tasks[-1]
+        assert done.progress == 100.0
+        stages = [message.progress for message in peer.tasks]
+        assert stages == sorted(stages)
+        assert any(0.0 < stage < 100.0 for stage in stages), "it went by stages"
+        assert demonstration.seconds - 1.0 < done.success_s - begun_s < demonstration.seconds + 1.0
+
+        late = peer.listen_to_task()
+        peer.spin_until(lambda: late)
+        assert late[0].success
+
+        peer.command("astribot_arm_left", HOME["astribot_arm_left"])
+        peer.spin_for(0.1)
+        refused = peer.new_episode("pack_doll", 7)
+        assert not refused.success
+        assert "commands that still arrive" in refused.message
+        peer.spin_for(0.4)
+        assert "juggling" in peer.new_episode("juggling", 7).message
+        before_s = peer.clocks[-1]
+        assert peer.new_episode("pack_doll", 7).success
+        peer.spin_until(lambda: peer.tasks[-1].task == "pack_doll")
+        assert peer.tasks[-1].seed == 7
+        assert peer.tasks[-1].elapsed_s < 1.0
+        assert not peer.tasks[-1].success
+        # Nobody commands: time goes on by itself again, and never back.
+        peer.spin_until(lambda: peer.clocks[-1] > before_s + 0.2)
+        assert np.all(np.diff(peer.clocks) > 0)
+    finally:
+        code, stderr = stop(twin)
+    assert code == 0, stderr
+    first, second = json.loads((tmp_path / "twin.json").read_text())["episodes"]
+    assert (first["task"], first["success"], first["progress"]) == ("pick_and_place", True, 100.0)
+    assert first["success_s"] == pytest.approx(done.success_s, abs=1e-3)
+    assert (second["task"], second["success"], second["success_s"]) == ("pack_doll", False, None)
+
+
 @pytest.mark.parametrize(
     ("parameter", "value", "line"),
     [
         ("camera_rate_hz", "0.0", "parameter: camera_rate_hz: found 0.0, expected greater than 0"),
         ("scene", "kitchen", "parameter: scene: found kitchen, expected one of empty, table"),
+        ("task", "juggling", "parameter: task: found juggling, expected one of pack_doll, pick"),
         ("robot_config", "/nowhere.yaml", "/nowhere.yaml: found No such file"),
         ("camera_rte_hz", "15.0", "expected 'camera_rate_hz' perhaps"),
     ],
@@ -302,6 +413,12 @@ def test_a_wrong_parameter_is_one_line_and_a_failure(tmp_path, parameter, value,
     assert code == 1
     assert line in stderr
     assert len(stderr.strip().splitlines()) == 1
+
+
+def test_a_scene_beside_a_task_is_refused(tmp_path):
+    code, stderr = stop_after_end(start(tmp_path, task="pack_doll", scene="empty"))
+    assert code == 1
+    assert "parameter: scene: found empty, expected no scene beside task pack_doll" in stderr
 
 
 def stop_after_end(twin):
