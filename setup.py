@@ -37,8 +37,8 @@ setup(
     entry_points={
         "console_scripts": [
             "bench = safe_pruner_node.evaluation.bench:main",
-            "demonstrations = safe_pruner_node.demonstrations.generate:main",
             "demo = safe_pruner_node.evaluation.demo:main",
+            "demonstrations = safe_pruner_node.demonstrations.generate:main",
             "evaluate = safe_pruner_node.evaluation.evaluate:main",
             "policy_node = safe_pruner_node.nodes.policy_node:main",
             "twin_node = safe_pruner_node.nodes.twin_node:main",

@@ -319,6 +319,8 @@ def _image_features(path: Path, features: Mapping[str, Any]) -> dict[str, tuple[
             raise ConfigError(path, f"{place}.shape", shown(shape), expected)
         if (feature.get("names") or [""])[0] == "channels":  # some converters put them first
             shape = [*shape[1:], shape[0]]
+        if shape[2] == 1:  # a depth map: no policy here looks at it
+            continue
         if shape[2] != 3:
             raise ConfigError(path, f"{place}.shape", shape, expected)
         cameras[key] = (shape[0], shape[1])

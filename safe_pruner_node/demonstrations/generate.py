@@ -28,7 +28,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from safe_pruner_node import __version__
 from safe_pruner_node.demonstrations.parts import Part
 from safe_pruner_node.demonstrations.recording import Recording, twin_spec
 from safe_pruner_node.demonstrations.schema import DatasetSpec
@@ -192,7 +191,6 @@ def _keep_only_if_same(folder: Path, options: GenerateOptions, spec: DatasetSpec
         "joint_names": list(spec.joint_names),
         "cameras": {key: list(size) for key, size in spec.cameras.items()},
         "split": options.split,
-        "version": __version__,
     }
     path = folder / SETTINGS
     if path.exists():
@@ -243,7 +241,7 @@ def _watch(
 
 def _write_generation(options: GenerateOptions, tally: _Tally) -> None:
     about = {
-        "made_by": f"safe_pruner_node {__version__}, scripted experts in the MuJoCo twin",
+        "made_by": "safe_pruner_node: scripted experts in the MuJoCo twin",
         "split": options.split,
         "start": options.start,
         "tasks": {

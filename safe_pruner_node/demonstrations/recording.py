@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from safe_pruner_node.demonstrations.images import fit, fitted
 from safe_pruner_node.demonstrations.parts import PartWriter
 from safe_pruner_node.demonstrations.rollout import Demonstration, demonstrate
 from safe_pruner_node.demonstrations.schema import DatasetSpec
+from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.config import RobotConfig
 from safe_pruner_node.twin.cameras import CameraRig, Resolution
 from safe_pruner_node.twin.tasks.episode import Episode
@@ -157,10 +159,18 @@ class Recorder:
         clock.lap("encode")
 
     def _loaded(self, episode: Episode) -> CameraRig:
-        if self._rig is None:
-            self._rig = CameraRig(episode.sim.model, drawn_resolutions(self._robot))
-        else:
+        if self._rig is not None:
             self._rig.load(episode.sim.model)
+            return self._rig
+        try:
+            self._rig = CameraRig(episode.sim.model, drawn_resolutions(self._robot))
+        except Exception as error:
+            raise ConfigError(
+                "MuJoCo rendering",
+                f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}",
+                error,
+                "a renderer that works: MUJOCO_GL=egl (libegl1) or osmesa (libosmesa6)",
+            ) from error
         return self._rig
 
 

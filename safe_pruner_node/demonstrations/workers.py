@@ -41,7 +41,21 @@ class Job:
 
 @dataclass(frozen=True)
 class _Failure:
-    line: str
+    """The arguments of a ConfigError, which does not travel between processes."""
+
+    source: str
+    key: str
+    found: str
+    expected: str
+
+    @staticmethod
+    def of(error: Exception) -> _Failure:
+        if isinstance(error, ConfigError):
+            return _Failure(error.source, error.key, error.found, error.expected)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        found = f"{type(error).__name__}: {error} ({place})"
+        return _Failure("recording", "", found, "a demonstration")
 
 
 def failure_file(folder: Path) -> Path:
@@ -105,7 +119,7 @@ class WorkerPool:
                 yield None
                 continue
             if isinstance(outcome, _Failure):
-                raise ConfigError("recording", "", outcome.line, "demonstrations")
+                raise ConfigError(outcome.source, outcome.key, outcome.found, outcome.expected)
             yield outcome
 
     def close(self) -> None:
@@ -135,7 +149,8 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to decide about
     try:
         recorder = Recorder(load_robot_config(robot_config), image_size)
-        while not stop.is_set():
+        parent = multiprocessing.parent_process()
+        while not stop.is_set() and (parent is None or parent.is_alive()):
             with counter.get_lock():
                 number = counter.value
                 counter.value += 1
@@ -148,6 +163,4 @@ def _work(
             outcomes.put(recording)
         recorder.close()
     except Exception as error:  # noqa: BLE001 - reported by the parent in one line
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(where.filename).name}:{where.lineno}"
-        outcomes.put(_Failure(f"{type(error).__name__}: {error} ({place})"))
+        outcomes.put(_Failure.of(error))
