@@ -51,7 +51,7 @@ from safe_pruner_node.evaluation.rollout import CAMERA_SCALE, RolloutSettings
 from safe_pruner_node.evaluation.run_record import git_revision
 from safe_pruner_node.evaluation.schedule import Entrant, Submit, ordered_jobs, run_jobs
 from safe_pruner_node.evaluation.table import make_tables, markdown
-from safe_pruner_node.evaluation.worker import Job, WorkerPlan, begin_process, work
+from safe_pruner_node.evaluation.worker import Bench, Job, WorkerPlan, begin_process, work
 from safe_pruner_node.pi05.checkpoint import WEIGHTS, checkpoint_id
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import RobotConfig, load_robot_config
@@ -121,7 +121,7 @@ class EvaluateOptions:
     keyframe_rate: float = 0.08
     """What --calibrate-gamma aims at, first steps of episodes included."""
     video: Path | None = None
-    """Film the first episode of the first task with the first method, and nothing else."""
+    """Only write this MP4: episode `first` of every task, by SAFE where it takes part."""
 
     def __post_init__(self) -> None:
         check_methods(self.methods)
@@ -395,6 +395,22 @@ def calibrate(evaluation: Evaluation, results: Results, submit: Submit, console:
     return True
 
 
+def film(evaluation: Evaluation, path: Path, console: Console) -> None:
+    """Film one episode of every task.
+
+    Raises:
+        ConfigError: Checkpoint, robot or pruner do not fit.
+    """
+    from safe_pruner_node.evaluation.film import film_episodes  # noqa: PLC0415 - av, matplotlib
+
+    options = evaluation.options
+    method = SAFE if SAFE in options.methods else options.methods[0]
+    pruner = method_settings(method, options.rho[0], evaluation.presets)
+    entrant = Entrant(method, table_rho(method, options.rho[0]), pruner)
+    jobs = ordered_jobs([entrant], options.tasks, _split(options), [options.first])
+    film_episodes(Bench(evaluation.plan), jobs, path, console)
+
+
 def write_tables(path: Path, out: Path, console: Console) -> None:
     """Draw every table of a results file, Markdown and PNG.
 
@@ -455,9 +471,7 @@ def run(options: EvaluateOptions, console: Console) -> int:
         return 0
     evaluation = Evaluation.of(options)
     if options.video is not None:
-        from safe_pruner_node.evaluation.film import film_episode  # noqa: PLC0415 - av, matplotlib
-
-        film_episode(evaluation, options.video, console)
+        film(evaluation, options.video, console)
         return 0
     if options.calibrate_gamma:
         if len(options.rho) != 1:

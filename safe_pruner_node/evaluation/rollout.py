@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -85,11 +85,13 @@ class Query:
         time_s: Simulated time of its images and joints.
         step_ms: Wall time from encoded images to the chunk, as the node's worker measures it.
         report: What the engine says.
+        overlays: Camera to a JPEG of what was kept; empty unless somebody watches.
     """
 
     time_s: float
     step_ms: float
     report: StepReport
+    overlays: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,8 @@ def roll_out(
             episode = Episode(task, policy.robot)
             rig = CameraRig(episode.sim.model, resolutions(policy.robot))
         try:
-            run = _Run(policy, episode, rig, index, settings, noise_shape, watch_s)
-            run.to_the_end(watch)
+            run = _Run(policy, episode, rig, index, settings, noise_shape, watch_s, watch)
+            run.to_the_end()
         finally:
             rig.close()
     return Rollout(
@@ -238,6 +240,7 @@ class _Run:
     settings: RolloutSettings
     noise_shape: tuple[int, int]
     stopwatch: _Stopwatch
+    watch: Callable[[Instant], None] | None
     queries: list[Query] = field(default_factory=list)
     refusal: str = ""
 
@@ -250,7 +253,7 @@ class _Run:
         self._next_query_s = 0.0
         self._start_pending = True
 
-    def to_the_end(self, watch: Callable[[Instant], None] | None) -> None:
+    def to_the_end(self) -> None:
         """Control periods until the episode is over."""
         episode, settings = self.episode, self.settings
         limit_s = settings.time_limit_s or np.inf
@@ -266,9 +269,9 @@ class _Run:
             with self.stopwatch.of("physics"):
                 command = episode.state() if output.position is None else output.position
                 episode.advance(command, 1.0 / settings.control_rate_hz)
-            if watch is not None:
+            if self.watch is not None:
                 last = self.queries[-1] if self.queries else None
-                watch(Instant(episode.time_s, episode.progress, output, self._draw, last))
+                self.watch(Instant(episode.time_s, episode.progress, output, self._draw, last))
             tick += 1
 
     def totals(self) -> ControlTotals:
@@ -310,9 +313,11 @@ class _Run:
         )
         with self.stopwatch.of("policy"):
             begun_s = time.perf_counter()
-            step = self.policy.run(observation, supervisor.epoch, want_overlay=False, noise=noise)
+            step = self.policy.run(
+                observation, supervisor.epoch, want_overlay=self.watch is not None, noise=noise
+            )
             step_ms = (time.perf_counter() - begun_s) * 1e3
-        self.queries.append(Query(now_s, step_ms, step.report))
+        self.queries.append(Query(now_s, step_ms, step.report, step.overlays))
         self._in_flight = (now_s + self.settings.latency_s, step.chunk)
         self._next_query_s = now_s + self.settings.query_period_s
 

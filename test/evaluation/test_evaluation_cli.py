@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import pytest
 from rich.console import Console
 
@@ -152,3 +153,12 @@ def test_mistakes_are_one_line(words, named, small_checkpoint, tmp_path, capsys)
     out = capsys.readouterr().out.strip()
     assert named in out
     assert "Traceback" not in out
+
+
+def test_a_film_of_an_episode(small_checkpoint, tmp_path):
+    path = tmp_path / "films" / "safe.mp4"
+    assert command.main(options(small_checkpoint, tmp_path, "--video", path)) == 0
+    with av.open(str(path)) as film:
+        seconds = float(film.duration) / av.time_base
+    assert seconds == pytest.approx(0.5 + 1.5, abs=0.2)  # the episode, and its last picture
+    assert not list(tmp_path.glob("*.jsonl"))
