@@ -22,6 +22,7 @@ from typing import Any
 import rclpy
 import tyro
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -122,7 +123,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("stopped by hand")
         return 130
-    print_summary(summary, options, console)
+    print_summary(summary, console)
     return 0
 
 
@@ -178,27 +179,29 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             twin_summary=str(twin_summary),
         )
     )
-    rclpy.init()
+    # Python's own handler of Ctrl-C: what has been recorded so far is still to be written.
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     recorder = RunRecorder(POLICY, TWIN, _camera_topics() if options.video else {})
     executor.add_node(recorder)
-    record = RunRecord()
+    record, film = RunRecord(), None
     try:
         with ExitStack() as stack:
-            film = None
             if options.video:
                 film = stack.enter_context(closing(RolloutFilm(options.out / "rollout.mp4")))
             processes = stack.enter_context(_processes(specs, options.out))
             demo = _Demo(executor, recorder, processes, options.out, console)
             demo.wait_for_policy()
-            for episode in demo.episodes(plans):
-                record.episodes.append(episode)
-                if film is not None:
-                    film.add(episode)
-                    episode.images, episode.overlays = {}, {}  # hundreds of megabytes in an hour
-            last = recorder.last_step
-            assert last is not None  # noqa: S101 - every episode has a step
-            record.checkpoint, record.pruner = last.checkpoint, last.pruner
+            try:
+                for episode in demo.episodes(plans):
+                    record.episodes.append(episode)
+                    if film is not None:
+                        film.add(episode)
+                        episode.images, episode.overlays = {}, {}  # gigabytes in a long run
+            except KeyboardInterrupt:
+                if not record.episodes:
+                    raise
+                console.print(f"stopped by hand after {len(record.episodes)} episodes")
     finally:
         executor.shutdown()
         recorder.destroy_node()
@@ -280,7 +283,10 @@ class _Demo:
         client.stop()
         client.deactivate()
         client.spin(lambda: False, _LAST_MESSAGES_S)
-        return recorder.end(plan.limit_s)
+        try:
+            return recorder.end(plan.limit_s)
+        except ValueError as error:
+            raise DemoError(str(error)) from None
 
     def _check_alive(self) -> None:
         for name, process in self._processes.items():
@@ -378,18 +384,18 @@ def _write(
     summary = {"policy": policy, "split": options.split}
     summary |= summarise(record, frames, git_revision(root))
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    title = f"{record.pruner}, checkpoint {record.checkpoint}, {summary['git']}"
+    title = f"{policy} ({record.checkpoint}), {record.pruner}, {summary['git']}"
     latency_figure(record, options.out / "latency.png", title)
     film = ", rollout.mp4" if options.video else ""
     console.print(f"wrote {options.out}/summary.json, latency.png{film} and the logs")
     return summary
 
 
-def print_summary(summary: dict[str, Any], options: DemoOptions, console: Console) -> None:
+def print_summary(summary: dict[str, Any], console: Console) -> None:
     """The tables a person reads, and one last line."""
     console.print(_episode_table(summary))
     console.print(_figure_table(summary))
-    if options.episodes > 1:
+    if len(summary["episodes"]) > len(summary["success"]):
         console.print(_success_table(summary))
     done = sum(episode["success"] for episode in summary["episodes"])
     console.print(

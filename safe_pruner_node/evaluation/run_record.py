@@ -105,6 +105,8 @@ class EpisodeRecord:
         seed: Seed of the episode.
         time_limit_s: What the policy had, simulated s.
         control: Control totals of the node's activation.
+        checkpoint: Checkpoint id that the node reported.
+        pruner: Method that the node reported.
         success: The job was done in time.
         progress: Furthest stage, 0 to 100.
         seconds: Until the job was done, else until the end, simulated s.
@@ -122,6 +124,8 @@ class EpisodeRecord:
     seed: int
     time_limit_s: float
     control: ControlRecord
+    checkpoint: str = ""
+    pruner: str = ""
     success: bool = False
     progress: float = 0.0
     seconds: float = 0.0
@@ -140,13 +144,19 @@ class RunRecord:
 
     Attributes:
         episodes: In order, each with at least one policy step.
-        checkpoint: Checkpoint id that the node reported.
-        pruner: Method that the node reported.
     """
 
     episodes: list[EpisodeRecord] = field(default_factory=list)
-    checkpoint: str = ""
-    pruner: str = ""
+
+    @property
+    def checkpoint(self) -> str:
+        """Checkpoint id that the node reported."""
+        return self.episodes[-1].checkpoint
+
+    @property
+    def pruner(self) -> str:
+        """Method that the node reported."""
+        return self.episodes[-1].pruner
 
     @property
     def starts_s(self) -> list[float]:

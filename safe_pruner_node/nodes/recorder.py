@@ -54,6 +54,7 @@ class RunRecorder(Node):
         self.keyframes = 0
         self._task_heard_s = 0.0
         self._cameras = tuple(images)
+        self._epoch_before = -1
         self.begin()
         reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -72,6 +73,8 @@ class RunRecorder(Node):
 
     def begin(self) -> None:
         """Forgets the episode before."""
+        if self.control is not None:
+            self._epoch_before = int(self.control.epoch)
         self.control = self.last_step = None
         self._first_step: PolicyStep | None = None
         self.keyframes = 0
@@ -133,6 +136,8 @@ class RunRecorder(Node):
             simulated_s=self._stop_sim_s,
             wall_s=self._stop_s - self._start_s,
             control=control_record(control, self._periods_ms),
+            checkpoint=last.checkpoint,
+            pruner=last.pruner,
             steps=self._steps,
             stages=self._stages,
             cameras=camera_windows(first, last),
@@ -170,13 +175,13 @@ class RunRecorder(Node):
 
     def _on_step(self, message: PolicyStep) -> None:
         # A step that the node was at when the last episode ended is published in this one.
-        of_before = self._start_s is None and bool(message.dropped)
-        if of_before or self._stop_s is not None:
+        if self._stop_s is not None or message.epoch <= self._epoch_before:
             return
         self._first_step = self._first_step or message
         self.last_step = message
         self.keyframes += message.keyframe
-        self._steps.append(step_record(message, self._time_s()))
+        too_late = bool(message.dropped) and not self.taken_over
+        self._steps.append(step_record(message, 0.0 if too_late else self._time_s()))
 
     def _on_control(self, message: ControlState) -> None:
         self.control = message

@@ -74,6 +74,8 @@ def episode(**changes):
         seed=1_000_000,
         time_limit_s=20.0,
         control=CONTROL,
+        checkpoint="abc",
+        pruner="safe",
         success=True,
         progress=100.0,
         seconds=1.5,
@@ -101,11 +103,11 @@ def record():
         control=slower,
         steps=[step(0, keyframe=True), step(1, kappa=0.91)],
     )
-    return RunRecord(episodes=[episode(), failed], checkpoint="abc", pruner="safe")
+    return RunRecord(episodes=[episode(), failed])
 
 
 def test_summary_of_one_episode_counts_what_happened():
-    summary = summarise(RunRecord([episode()], "abc", "safe"), FRAMES, "rev")
+    summary = summarise(RunRecord([episode()]), FRAMES, "rev")
     assert summary["policy_steps"] == 4
     assert summary["keyframes"] == 1
     assert summary["step_ms"]["p50"] == 31.5
