@@ -49,6 +49,11 @@ class PromptTokenizer:
         """Number of pieces."""
         return int(self._model.vocab_size())
 
+    def piece_id(self, piece: str) -> int | None:
+        """Id of a piece; None when the model has no such piece."""
+        number = int(self._model.piece_to_id(piece))
+        return None if number == self._model.unk_id() else number
+
     def encode(self, prompt: str, state: FloatArray | None) -> NDArray[np.int64]:
         """Tokenise a prompt.
 

@@ -123,3 +123,20 @@ class Layout:
         joints = actions + state if self.policy.actions == "delta" else actions
         targets = np.where(self.gripper, grippers, joints)
         return np.where(self.commanded, targets, state)
+
+    def to_policy_actions(self, actions: FloatArray, state: FloatArray) -> FloatArray:
+        """Absolute targets as the policy's chunk: the inverse of `to_robot_actions`.
+
+        Args:
+            actions: Absolute targets in robot units, [..., horizon, dof].
+            state: The state that was observed when the chunk was asked for, [..., dof].
+
+        Returns:
+            Policy units, [..., horizon, dof].
+        """
+        joints = actions
+        if self.policy.actions == "delta":
+            joints = actions - np.where(self.gripper, 0.0, state)[..., None, :]
+        opened, closed = self.policy.gripper_open, self.policy.gripper_closed
+        fraction = (actions - GRIPPER_OPEN) / (GRIPPER_CLOSED - GRIPPER_OPEN)
+        return np.where(self.gripper, opened + fraction * (closed - opened), joints)

@@ -53,7 +53,7 @@ def test_steps_prunes_resets_and_survives_a_kill(launch, nano, observe, robot):
     worker = launch(None, nano)
     first = worker.wait_for(WorkerReady)
     assert first.checkpoint_id == checkpoint_id(nano.engine.checkpoint)
-    assert (first.horizon, first.action_dim) == (50, robot.layout.dof)
+    assert (first.horizon, first.action_dim) == (30, robot.layout.dof)
 
     def step(number, **kwargs):
         assert worker.submit(observe(), **kwargs)
