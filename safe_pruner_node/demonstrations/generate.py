@@ -8,6 +8,7 @@ the seeds. An interrupted run goes on where it was when it is called again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -39,6 +40,9 @@ from safe_pruner_node.robot.config import load_robot_config
 from safe_pruner_node.robot.strict import did_you_mean
 from safe_pruner_node.twin.tasks.registry import TASKS
 from safe_pruner_node.twin.tasks.seeds import Split, episode_seed
+
+ROOMS = ("control", "demonstrations", "robot", "twin")
+"""The code that a demonstration comes from."""
 
 SETTINGS = "settings.json"
 GENERATION = "meta/generation.json"
@@ -147,7 +151,8 @@ def generate(options: GenerateOptions, console: Console) -> str:
     robot_config = options.robot_config or resource("config/astribot_s1.yaml")
     spec = twin_spec(load_robot_config(robot_config), options.image_size)
     jobs = _jobs(options)
-    _keep_only_if_same(options.out / PARTS_FOLDER, options, spec)
+    code = code_fingerprint(robot_config)
+    _keep_only_if_same(options.out / PARTS_FOLDER, options, spec, code)
     tally = _Tally()
     missing = [job for job in jobs if not _found(job, tally)]
     if missing:
@@ -161,7 +166,7 @@ def generate(options: GenerateOptions, console: Console) -> str:
     with console.status("writing the dataset"):
         parts = [Part.load(job.folder) for job in jobs if job.folder.exists()]
         size = assemble(parts, options.out, spec)
-        _write_generation(options, tally)
+        _write_generation(options, tally, code)
     frames = sum(part.length for part in parts)
     return _summary(options, tally, len(parts), frames, size, recorded_s, started)
 
@@ -184,13 +189,26 @@ def _found(job: Job, tally: _Tally) -> bool:
     return success or failure
 
 
-def _keep_only_if_same(folder: Path, options: GenerateOptions, spec: DatasetSpec) -> None:
+def code_fingerprint(robot_config: Path) -> str:
+    """Changes with everything that decides what a seed's demonstration looks like."""
+    package = Path(__file__).parents[1]
+    files = [path for room in ROOMS for path in sorted((package / room).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in [*files, robot_config]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _keep_only_if_same(
+    folder: Path, options: GenerateOptions, spec: DatasetSpec, code: str
+) -> None:
     """Refuses to mix parts of another kind of run into this one."""
     settings = {
         "fps": spec.fps,
         "joint_names": list(spec.joint_names),
         "cameras": {key: list(size) for key, size in spec.cameras.items()},
         "split": options.split,
+        "code": code,
     }
     path = folder / SETTINGS
     if path.exists():
@@ -239,9 +257,10 @@ def _watch(
             raise
 
 
-def _write_generation(options: GenerateOptions, tally: _Tally) -> None:
+def _write_generation(options: GenerateOptions, tally: _Tally, code: str) -> None:
     about = {
         "made_by": "safe_pruner_node: scripted experts in the MuJoCo twin",
+        "code": code,
         "split": options.split,
         "start": options.start,
         "tasks": {

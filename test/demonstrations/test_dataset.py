@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from safe_pruner_node.demonstrations.dataset import open_dataset
+from safe_pruner_node.demonstrations.features import CAMERA_FEATURES
 from safe_pruner_node.demonstrations.parts import PartWriter
 from safe_pruner_node.demonstrations.writer import DatasetWriter
 from safe_pruner_node.errors import ConfigError
@@ -20,6 +24,7 @@ from safe_pruner_node.robot.config import load_robot_config
 
 from .conftest import HEAD, LENGTHS, PROMPTS, SPEC, WRIST, recorded, write
 
+ROOT = Path(__file__).parents[2]
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 HEAD_VIDEO = f"videos/{HEAD}/chunk-000/file-000.mp4"
@@ -381,3 +386,23 @@ def test_a_dataset_for_another_robot_is_refused(dataset):
     robot = load_robot_config(resource("config/astribot_s1.yaml"))
     with pytest.raises(ConfigError, match=r"found \[3\], expected 16, s1_16"):
         open_dataset(dataset[0]).check_robot(robot)
+
+
+def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
+    """Both blocks of docs/datasets.md, for a lab's two episodes of three frames."""
+    robot = load_robot_config(resource("config/astribot_s1.yaml"))
+    grey = np.full((360, 640, 3), 90, np.uint8)
+    episode = SimpleNamespace(
+        images=[dict.fromkeys(CAMERA_FEATURES.values(), grey)] * 3,
+        state=np.zeros((3, 16)),
+        action=np.ones((3, 16)),
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {"robot": robot, "episodes": [episode, episode]}
+    text = (ROOT / "docs/datasets.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)  # noqa: S102 - our own page
+    assert names["dataset"].frames == 6
+    assert names["dataset"].environment is None

@@ -13,6 +13,7 @@ from safe_pruner_node.demonstrations.features import CAMERA_FEATURES, camera_fea
 from safe_pruner_node.demonstrations.generate import (
     GenerateOptions,
     _keep_only_if_same,
+    code_fingerprint,
     generate,
 )
 from safe_pruner_node.demonstrations.images import fit
@@ -83,7 +84,7 @@ def test_the_dataset_is_the_demonstration(generated):
 def broken_off(out, *failed):
     """What a run leaves that was broken off after some episodes failed."""
     spec = twin_spec(load_robot_config(ROBOT_FILE), SIZE)
-    _keep_only_if_same(out / "parts", options(out), spec)
+    _keep_only_if_same(out / "parts", options(out), spec, code_fingerprint(ROBOT_FILE))
     for task in failed:
         failure_file(out / "parts" / f"{task}-00000000").write_text("{}")
 
@@ -112,6 +113,14 @@ def test_parts_of_another_run_are_not_mixed_in(tmp_path):
     broken_off(tmp_path)
     with pytest.raises(ConfigError, match=r"settings\.json: split: found demonstration, expected"):
         generate(options(tmp_path, split="validation"), Console(quiet=True))
+
+
+def test_parts_of_other_code_are_not_mixed_in(tmp_path):
+    broken_off(tmp_path)
+    settings = tmp_path / "parts" / "settings.json"
+    settings.write_text(settings.read_text().replace(code_fingerprint(ROBOT_FILE), "0ld"))
+    with pytest.raises(ConfigError, match=r"settings\.json: code: found 0ld, expected"):
+        generate(options(tmp_path), Console(quiet=True))
 
 
 def test_a_stopped_pool_finishes_what_it_has_begun(tmp_path):
