@@ -331,10 +331,12 @@ class RecordingEpisode(Episode):
 def expert_commands():
     """What solves an episode, as joint commands at 100 Hz: by the expert, in a twin of ours."""
     robot = load_robot_config(resource("config/astribot_s1.yaml"))
-    episode = RecordingEpisode(build_task("pick_and_place", 2), robot)
-    demonstration = demonstrate(episode, noise_rad=0.0, mistake_chance=0.0)
-    assert demonstration.success
-    return robot.layout, demonstration, episode.commands
+    for seed in range(5):  # the expert is good, not perfect
+        episode = RecordingEpisode(build_task("pick_and_place", seed), robot)
+        demonstration = demonstrate(episode, noise_rad=0.0, mistake_chance=0.0)
+        if demonstration.success:
+            return robot.layout, demonstration, episode.commands
+    pytest.fail("the expert solves none of five episodes")
 
 
 def test_an_expert_through_the_topics_is_judged_in_the_twin(tmp_path, peer, expert_commands):
@@ -343,7 +345,7 @@ def test_an_expert_through_the_topics_is_judged_in_the_twin(tmp_path, peer, expe
     twin = start(
         tmp_path,
         task="pick_and_place",
-        seed=2,
+        seed=demonstration.seed,
         lock_step="true",
         control_period_s=CONTROL_S,
         lock_step_timeout_s=60.0,
@@ -352,7 +354,8 @@ def test_an_expert_through_the_topics_is_judged_in_the_twin(tmp_path, peer, expe
     try:
         peer.spin_until(lambda: peer.tasks and len(peer.clocks) > 3)
         peer.spin_until(lambda: all(p.get_subscription_count() for p in peer.publishers.values()))
-        assert (peer.tasks[0].task, peer.tasks[0].seed) == ("pick_and_place", 2)
+        assert peer.tasks[0].task == "pick_and_place"
+        assert peer.tasks[0].seed == demonstration.seed
         assert peer.tasks[0].prompt == demonstration.prompt
         assert (peer.tasks[0].progress, peer.tasks[0].success) == (0.0, False)
         begun_s = peer.tasks[-1].elapsed_s
