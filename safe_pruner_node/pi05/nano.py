@@ -214,8 +214,8 @@ def _sentences() -> list[str]:
     ]
     tasks = itertools.product(verbs, colours, things, places)
     sentences = [f"{v} the {c} {t} {p}" for v, c, t, p in tasks]
-    sentences += ["throw the basketball through the hoop"] * 400
-    sentences += ["put the doll in the box and close the lid"] * 400
+    sentences += ["pick up the orange basketball and throw it through the hoop"] * 400
+    sentences += ["put the pink doll in the box and close the lid"] * 400
     return [f"Task: {sentence}, State: 0;\nAction: " for sentence in sentences]
 
 

@@ -94,9 +94,9 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, self._weights)  # noqa: SLF001 - torch's fast path
+            torch._foreach_copy_(self._copies, self._weights)
             keep = min(self.ema, (1.0 + self.step) / (10.0 + self.step))  # short at first
-            torch._foreach_lerp_(self._averages, self._weights, 1.0 - keep)  # noqa: SLF001
+            torch._foreach_lerp_(self._averages, self._weights, 1.0 - keep)
         self.step += 1
         return norm
 
@@ -123,7 +123,7 @@ class Learner:
             self.head.load_state_dict(state["head"])
         self._optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
-            torch._foreach_copy_(self._copies, self._weights)  # noqa: SLF001
+            torch._foreach_copy_(self._copies, self._weights)
 
 
 Generator = torch.Generator

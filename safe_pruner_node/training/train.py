@@ -56,8 +56,8 @@ class TrainOptions:
     """Stop this call early, resumable, after so many minutes of training; 0 never."""
     batch: int = 256
     """Samples per optimizer step."""
-    micro_batches: int = 2
-    """Parts of a batch, each of prompts of one length."""
+    micro_batches: int = 1
+    """Parts of a batch, each of prompts of one length (lengths differ? more parts mix better)."""
     flow_repeats: int = 4
     """Draws of noise and flow time per sample; they share one pass over the images."""
     learning_rate: float = 1e-3
