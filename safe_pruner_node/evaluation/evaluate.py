@@ -71,7 +71,7 @@ class EvaluateOptions:
     out: Path = Path("runs/evaluate")
     """Where results, tables and evidence go; one checkpoint and one set of settings per folder."""
     methods: tuple[str, ...] = METHODS
-    """Methods of the table."""
+    """Methods of the table; other presets of the pruners file may join."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to run."""
     episodes: int = 20
@@ -124,7 +124,7 @@ class EvaluateOptions:
     """Only write this MP4: episode `first` of every task, by SAFE where it takes part."""
 
     def __post_init__(self) -> None:
-        check_methods(self.methods)
+        check_methods(self.methods, self.pruners_config)
         for task in self.tasks:
             build_task(task, 0)
         for key, low, high in (
@@ -329,7 +329,8 @@ def evaluate(evaluation: Evaluation, results: Results, submit: Submit, console: 
             if not evaluation.complete(jobs, results, submit, progress):
                 break
         else:
-            console.print(f"all episodes are there ({progress.per_minute:.1f} per minute)")
+            speed = f" ({progress.per_minute:.1f} per minute)" if missing else ""
+            console.print(f"all episodes are there{speed}")
             return True
         console.print(f"time is up ({progress.per_minute:.1f} per minute); the same call goes on")
     return False

@@ -2,7 +2,8 @@
 
 Two of them are defined by what SAFE did on the same episodes and so come after it:
 `without_division` renews its reference as often, only blindly; `fastv_equal_flops` may keep as many
-tokens as SAFE's computation, keyframes included, would pay for.
+tokens as SAFE's computation, keyframes included, would pay for. Beside these methods any other
+preset of the pruners file may take part, to see what a setting does.
 """
 
 from __future__ import annotations
@@ -56,15 +57,25 @@ class Presets:
         return settings if self.gamma is None else replace(settings, gamma=self.gamma)
 
 
-def check_methods(names: Sequence[str]) -> None:
+def check_methods(names: Sequence[str], file: Path | None = None) -> None:
     """Refuse unknown methods, and those that come after SAFE without it.
+
+    Args:
+        names: Of `METHODS`, or presets.
+        file: Presets file; None takes the shipped one.
 
     Raises:
         ConfigError: Names it.
     """
     for name in names:
         if name not in METHODS:
-            raise ConfigError("parameter", "--methods", name, f"one of {', '.join(METHODS)}")
+            try:
+                load_preset(file, name)
+            except ConfigError as error:
+                if error.key != "pruner":  # there is such a preset, and it is wrong
+                    raise
+                expected = f"one of {', '.join(METHODS)}, or a preset: {error.expected}"
+                raise ConfigError("parameter", "--methods", name, expected) from None
         if name in AFTER_SAFE and SAFE not in names:
             raise ConfigError(
                 "parameter", "--methods", f"{name} without {SAFE}", f"{SAFE} too, it sets the rest"
@@ -84,7 +95,7 @@ def method_settings(
     """The pruner of a method.
 
     Args:
-        method: One of `METHODS`.
+        method: One of `METHODS`, or a preset.
         rho: Share of the visual tokens that is dropped.
         presets: Where SAFE, FastV and the rest are described.
         safe_lines: SAFE's episodes at this rho; only for the methods that come after it.
@@ -105,6 +116,8 @@ def method_settings(
     }
     if method in AFTER_SAFE and not safe_lines:
         raise ConfigError("results", method, f"no episode of {SAFE}", f"{SAFE}'s episodes first")
+    if method not in builders:
+        return load_preset(presets.file, method, rho)
     return replace(builders[method](), name=method)
 
 

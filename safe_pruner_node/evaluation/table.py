@@ -78,7 +78,7 @@ class Table:
         rho: Share of visual tokens dropped.
         split: Whose seeds.
         tasks: In the file's order.
-        rows: In the order of `METHODS`.
+        rows: In the order of `METHODS`, then what else took part.
         notes: What it was measured on, line by line.
     """
 
@@ -87,6 +87,11 @@ class Table:
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+
+
+def title(method: str) -> str:
+    """A method's name for people; a preset's is its own."""
+    return TITLES.get(method, method)
 
 
 def make_tables(lines: Sequence[Line]) -> list[Table]:
@@ -103,10 +108,11 @@ def make_table(lines: Sequence[Line], rho: float) -> Table:
         rho: Methods filed under it take part, and vanilla.
     """
     lines = [line for line in lines if line["method"] == VANILLA or line["rho"] == rho]
-    of = {name: [line for line in lines if line["method"] == name] for name in METHODS}
+    names = tuple(dict.fromkeys((*METHODS, *(line["method"] for line in lines))))
+    of = {name: [line for line in lines if line["method"] == name] for name in names}
     tasks = tuple(dict.fromkeys(line["task"] for line in lines))
     engine = Counter(line["engine"] for line in lines).most_common(1)[0][0]
-    rows = tuple(_row(name, of, tasks, engine) for name in METHODS if of[name])
+    rows = tuple(_row(name, of, tasks, engine) for name in names if of[name])
     return Table(rho, lines[0]["split"], tasks, rows, tuple(_notes(lines, rho, engine)))
 
 
@@ -129,8 +135,8 @@ def markdown(table: Table) -> str:
     ]
     rows = [_cells(row, table.tasks, cameras) for row in table.rows]
     grid = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-    title = f"# Success in the twin at rho = {table.rho:g}, {table.split} seeds"
-    return "\n\n".join([title, grid, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
+    heading = f"# Success in the twin at rho = {table.rho:g}, {table.split} seeds"
+    return "\n\n".join([heading, grid, "\n".join(f"- {note}" for note in table.notes)]) + "\n"
 
 
 def _row(name: str, of: dict[str, list[Line]], tasks: tuple[str, ...], engine: str) -> Row:
@@ -209,10 +215,10 @@ def _cells(row: Row, tasks: tuple[str, ...], cameras: list[str]) -> list[str]:
 def _title(row: Row) -> str:
     pruner = row.pruner
     if row.method == "fastv_equal_flops":
-        return f"{TITLES[row.method]} (rho {pruner['rho']:.3f})"
+        return f"{title(row.method)} (rho {pruner['rho']:.3f})"
     if row.method == "without_division":
-        return f"{TITLES[row.method]} (every {pruner['interval']} queries)"
-    return TITLES[row.method]
+        return f"{title(row.method)} (every {pruner['interval']} queries)"
+    return title(row.method)
 
 
 def _rate(count: Count) -> str:

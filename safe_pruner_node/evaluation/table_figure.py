@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from safe_pruner_node.evaluation.methods import VANILLA
-from safe_pruner_node.evaluation.table import TITLES, Row, Table
+from safe_pruner_node.evaluation.table import Row, Table, title
 
 _COLOURS = ("#2471a3", "#ca6f1e", "#1e8449", "#7d3c98", "#b03a2e")
 
@@ -77,7 +77,7 @@ def draw_table(table: Table, path: Path) -> None:
 
 def _label(row: Row) -> str:
     test = row.against.get(VANILLA)
-    lines = [TITLES[row.method], f"n = {row.pooled.episodes}"]
+    lines = [title(row.method), f"n = {row.pooled.episodes}"]
     if test is not None:
         lines[1] += f", p = {test.p:.2g} vs vanilla"
     if math.isfinite(row.keyframes):

@@ -71,10 +71,21 @@ def test_fastv_at_safes_flops_costs_the_same():
     assert abs(ours - cost) <= one_token / 2
 
 
+def test_another_preset_may_take_part(tmp_path):
+    check_methods(["vanilla", "paper"])
+    assert method_settings("paper", 0.9, Presets()).camera_floor == 0
+    file = tmp_path / "pruners.yaml"
+    file.write_text("presets: {mine: {method: safe, lambda: 1.0}, bad: {method: safe, layer: 0}}")
+    check_methods(["mine"], file)
+    assert method_settings("mine", 0.5, Presets(file)).lambda_ == 1.0
+    with pytest.raises(ConfigError, match=r"bad\.layer: found 0"):
+        check_methods(["bad"], file)
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [
-        (["vanila"], "vanila"),
+        (["vanila"], "vanila, expected one of vanilla, .* or a preset: one of fastv"),
         (["vanilla", "without_division"], "without safe"),
         (["safe", "safe"], "'safe', 'safe'"),
         ([], r"\[\]"),
