@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -39,7 +40,7 @@ from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import load_robot_config
 from safe_pruner_node.robot.strict import did_you_mean
 from safe_pruner_node.twin.tasks.registry import TASKS
-from safe_pruner_node.twin.tasks.seeds import Split, episode_seed
+from safe_pruner_node.twin.tasks.seeds import episode_seed
 
 ROOMS = ("control", "demonstrations", "robot", "twin")
 """The code that a demonstration comes from."""
@@ -59,8 +60,8 @@ class GenerateOptions:
     """Episodes of each task; those that the expert fails are left out of the dataset."""
     start: int = 0
     """Number of the first episode within the split."""
-    split: Split = "demonstration"
-    """Whose seeds: training draws from demonstration, its validation from validation."""
+    split: Literal["demonstration", "validation"] = "demonstration"
+    """Whose seeds: those to train on, or those to watch the training with."""
     workers: int = len(os.sched_getaffinity(0))
     """Processes."""
     minutes: float | None = None

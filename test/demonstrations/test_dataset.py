@@ -91,6 +91,15 @@ def test_an_opened_dataset_goes_to_processes_and_threads(dataset):
         np.testing.assert_array_equal(images, truth[number % 3])
 
 
+def test_only_the_files_last_read_stay_open(dataset, monkeypatch):
+    monkeypatch.setattr("safe_pruner_node.demonstrations.dataset.OPEN_FILES", 1)
+    opened = open_dataset(dataset[0])
+    truth = opened.read_frames(0, HEAD)
+    opened.read_frames(0, WRIST)
+    np.testing.assert_array_equal(opened.read_frames(0, HEAD), truth)
+    assert len(opened._open._readers) == 1
+
+
 def test_the_layout_is_that_of_lerobot(dataset):
     """Names and types as in huggingface/lerobot 0.6: its own code reads this."""
     folder, _ = dataset

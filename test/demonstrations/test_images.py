@@ -9,7 +9,14 @@ from safe_pruner_node.pi05.transforms import resize_with_pad
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(360, 640, 224), (180, 320, 224), (100, 60, 224), (224, 224, 224), (481, 641, 112)],
+    [
+        (360, 640, 224),
+        (180, 320, 224),
+        (100, 60, 224),
+        (224, 224, 224),
+        (359, 640, 224),
+        (481, 641, 112),
+    ],
 )
 def test_fit_is_the_middle_of_resize_with_pad(height, width, size):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
