@@ -163,7 +163,10 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     if not (checkpoint / "model.safetensors").exists():
         expected = "a checkpoint directory with model.safetensors"
         raise ConfigError("--checkpoint", "", f"no policy at {checkpoint}", expected)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--out", "", f"{options.out}: {error.strerror}", "a folder") from None
     twin_summary = (options.out / "twin.json").resolve()
     twin_summary.unlink(missing_ok=True)
     specs = node_specs(

@@ -15,7 +15,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from safe_pruner_node.evaluation.figures import KAPPA_COLOUR, KEYFRAME_COLOUR, SUCCESS_COLOUR
+from safe_pruner_node.evaluation.figures import KAPPA_COLOUR, KEYFRAME_COLOUR
 from safe_pruner_node.evaluation.run_record import EpisodeRecord, StepRecord
 
 FPS = 15
@@ -209,7 +209,7 @@ def _trace_image(episode: EpisodeRecord) -> Image.Image:
             axes.axvline(step.time_s, color=KEYFRAME_COLOUR, lw=1.2)
     for at_s, progress in episode.stages:
         if progress > 0:
-            axes.axvline(at_s, color=SUCCESS_COLOUR, lw=1.2, ls=":")
+            axes.axvline(at_s, color="#58c878", lw=1.2, ls=":")
     axes.plot(time_s, [step.gamma for step in steps], "--", color="0.6", lw=1)
     axes.plot(time_s, [step.kappa for step in steps], "-o", color=KAPPA_COLOUR, lw=1.5, ms=3)
     axes.set_xlim(0.0, max(episode.wall_s, 1e-3))
