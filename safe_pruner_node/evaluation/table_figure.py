@@ -58,18 +58,17 @@ def draw_table(table: Table, path: Path) -> None:
     success.set_xlim(-2, 102)
     success.set_xlabel("success, % (lines: Wilson 95 %)")
     success.grid(axis="x", alpha=0.3)
-    success.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(series), fontsize=8)
     for y, row in enumerate(rows):
         ratio = row.flops_ratio.get("exact", math.nan)
         if math.isfinite(ratio):
             cost.barh(y, ratio, color="0.75" if row.method == VANILLA else "#7fb3d5", height=0.5)
             cost.text(ratio, y, f" {ratio:.2f}", va="center", fontsize=8)
-    cost.set_xlim(0, 1.25)
+    cost.set_xlim(0, 1.2)
     cost.set_xlabel("prefill FLOPs / vanilla\n(exact, keyframes included)")
     figure.suptitle(
-        f"Success in the twin, rho = {table.rho:g}, {table.split} seeds\n"
-        + table.notes[0].split(". ")[0],
-        fontsize=10,
+        f"Success in the twin, rho = {table.rho:g}, {table.split} seeds\n" + table.notes[0],
+        fontsize=9,
     )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -156,3 +156,15 @@ def test_a_checkpoint_of_another_layout_is_refused(small_checkpoint):
 def test_impossible_times_are_refused(change, named):
     with pytest.raises(ConfigError, match=named):
         RolloutSettings(**change)
+
+
+def test_random_pruning_draws_anew_in_every_episode(bench):
+    random = load_preset(None, "random")
+    first, _, _ = run(bench, random)
+    second, _, _ = run(bench, random, index=1)
+    kept = [
+        query.report.kept_indices["head"].tolist()
+        for rollout in (first, second)
+        for query in rollout.queries
+    ]
+    assert len(set(map(tuple, kept))) == len(kept)
