@@ -162,3 +162,11 @@ def test_a_film_of_an_episode(small_checkpoint, tmp_path):
         seconds = float(film.duration) / av.time_base
     assert seconds == pytest.approx(0.5 + 1.5, abs=0.2)  # the episode, and its last picture
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_machine_that_only_computes_needs_neither_ros_nor_figures():
+    absent = ["rclpy", "astribot_msgs", "safe_pruner_msgs", "matplotlib", "av", "mink"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); "
+    code += "import safe_pruner_node.evaluation.evaluate"
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
