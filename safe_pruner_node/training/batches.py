@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import Self
 
 from safe_pruner_node.training.augmentation import AugmentationKind, augmented, squares
 from safe_pruner_node.training.objective import Batch
@@ -52,7 +54,7 @@ class BatchSource:
         lengths = np.array([len(ids) for ids in tokens])
         self._tokens = {
             int(length): torch.from_numpy(
-                np.stack([tokens[i] for i in np.flatnonzero(lengths == length)])
+                np.stack([tokens[int(i)] for i in np.flatnonzero(lengths == length)])
             ).to(device)
             for length in np.unique(lengths)
         }
@@ -125,7 +127,7 @@ class Prefetcher:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
 
-    def __enter__(self) -> Prefetcher:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -136,11 +138,9 @@ class Prefetcher:
         trace: TracebackType | None,
     ) -> None:
         self._stopping.set()
-        while self._thread.is_alive():
-            try:
+        while self._thread.is_alive():  # it may wait for room
+            with contextlib.suppress(queue.Empty):
                 self._ready.get(timeout=0.05)
-            except queue.Empty:
-                continue
         self._thread.join()
 
     def __next__(self) -> Batch:

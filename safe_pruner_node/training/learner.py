@@ -48,9 +48,9 @@ class Learner:
                 parameter.data = parameter.data.to(mixed_dtype(name))
             _compile_layers(self._working)
         self.average = copy.deepcopy(self._master).requires_grad_(requires_grad=False).eval()
-        self._weights = list(self._master.parameters())
-        self._copies = list(self._working.parameters())
-        self._averages = list(self.average.parameters())
+        self._weights: list[Tensor] = list(self._master.parameters())
+        self._copies: list[Tensor] = list(self._working.parameters())
+        self._averages: list[Tensor] = list(self.average.parameters())
         head = list(self.head.parameters()) if self.head else []
         self._optimizer = torch.optim.AdamW(
             [

@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
+from typing_extensions import Self
 
 from safe_pruner_node.training.objective import Losses
 from safe_pruner_node.training.validation import OpenLoopError
@@ -42,7 +43,7 @@ class TrainingProgress:
         self._last: tuple[int, float] | None = None
         self._error = ""
 
-    def __enter__(self) -> TrainingProgress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

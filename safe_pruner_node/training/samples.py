@@ -55,17 +55,19 @@ class Samples:
 
 def kept_rows(episode: EpisodeRows, stride: int, offset: int) -> NDArray[np.int64]:
     """Rows of an episode that become samples, [n]."""
-    return np.arange(episode.first + offset, episode.first + episode.length, stride)
+    end = episode.first + episode.length
+    return np.arange(episode.first + offset, end, stride, dtype=np.int64)
 
 
 def chunk_rows(rows: NDArray[np.int64], episode: EpisodeRows, horizon: int) -> NDArray[np.int64]:
     """Rows of the actions of each sample's chunk, [n, horizon]; the last one is held."""
     last = episode.first + episode.length - 1
-    return np.minimum(rows[:, None] + np.arange(horizon), last)
+    chosen: NDArray[np.int64] = np.minimum(rows[:, None] + np.arange(horizon), last)
+    return chosen
 
 
 def chunk_targets(
-    actions: FloatArray,
+    actions: NDArray[np.float32],
     kept: Sequence[NDArray[np.int64]],
     episodes: Sequence[EpisodeRows],
     horizon: int,
@@ -79,7 +81,7 @@ def chunk_targets(
         horizon: Actions per chunk.
     """
     index = [chunk_rows(rows, e, horizon) for rows, e in zip(kept, episodes, strict=True)]
-    return actions.astype(np.float32)[np.concatenate(index)]
+    return actions[np.concatenate(index)]
 
 
 def norm_stats(states: FloatArray, actions: FloatArray) -> NormStats:
@@ -138,4 +140,5 @@ def policy_units(
     layout: Layout, states: FloatArray, targets: NDArray[np.float32]
 ) -> tuple[FloatArray, FloatArray]:
     """Robot units to the policy's: states [S, dof], targets [S, H, dof] to states, actions."""
-    return layout.to_policy_state(states), layout.to_policy_actions(targets, states)
+    absolute = targets.astype(np.float64)
+    return layout.to_policy_state(states), layout.to_policy_actions(absolute, states)

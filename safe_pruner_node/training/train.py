@@ -110,6 +110,7 @@ def train(options: TrainOptions, console: Console) -> str:
         ConfigError: The data set, the checkpoint or the options do not fit.
     """
     _check(options)
+    torch.manual_seed(options.seed)
     device = _device(options.device)
     robot = load_robot_config(options.robot_config or resource("config/astribot_s1.yaml"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -176,9 +177,6 @@ class _Run:
                 done = self._budget.progress(learner.step, self.elapsed_s)
                 if done >= 1.0:
                     break
-                if options.stop_after_minutes and here_s > 60.0 * options.stop_after_minutes:
-                    self._save()
-                    return False, OpenLoopError(float("nan"), float("nan"))
                 rate = self._budget.learning_rate(done, options.learning_rate)
                 found = [
                     learner.accumulate(
@@ -196,6 +194,9 @@ class _Run:
                     next_validation_s = here_s + 60.0 * options.validate_minutes
                     progress.validated(learner.step, self._validate())
                     self._save()
+                if options.stop_after_minutes and here_s > 60.0 * options.stop_after_minutes:
+                    self._save()
+                    return False, OpenLoopError(float("nan"), float("nan"))
         error = self._validate()
         progress.validated(learner.step, error)
         self._save()

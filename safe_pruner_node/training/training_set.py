@@ -167,7 +167,8 @@ def _landmarks(dataset: Dataset, kept: Sequence[NDArray[np.int64]]) -> NDArray[n
         return None
     chosen = dataset.environment[np.concatenate(kept)].astype(np.float64)
     spread = np.maximum(chosen.std(0), MIN_DEVIATION)
-    return ((chosen - chosen.mean(0)) / spread).astype(np.float32)
+    normalised: NDArray[np.float32] = ((chosen - chosen.mean(0)) / spread).astype(np.float32)
+    return normalised
 
 
 def _held_out(kept: Sequence[NDArray[np.int64]], share: float) -> NDArray[np.bool_]:
