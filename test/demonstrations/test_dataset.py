@@ -337,7 +337,10 @@ WRONG = {
         put(DATA, "action", with_first([1.0, float("nan"), 2.0])),
         r"action: found .*nan.* in row 0, expected finite",
     ),
-    "empty row": (put(DATA, "action", with_first(None)), "action: found 1 empty rows"),
+    "empty row": (
+        put(DATA, "task_index", with_first(None)),
+        "task_index: found 1 empty rows",
+    ),
     "unknown task": (put(DATA, "task_index", with_first(7)), "task_index: found 7, expected 0 to"),
     "other episode": (
         put(DATA, "episode_index", with_first(1)),
