@@ -25,8 +25,9 @@ def model_card(
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     config = model.config
     episodes = sum(training_set.tasks.values())
+    names = ", ".join(f"`{path.name}`" for path in training_set.paths)
     prompts = "\n".join(f"- {task} ({n})" for task, n in sorted(training_set.tasks.items()))
-    return f"""# π0.5 {config.name}: small, trained on demonstrations
+    return f"""# π0.5 {config.name}: small, trained on scripted demonstrations in the twin
 
 A π0.5 of {parameters:.1f} M parameters (the published model has 3353), trained from scratch on
 {episodes} demonstrations. It knows its prompts and its robot, nothing else: no pretraining, no
@@ -34,7 +35,7 @@ other scenes, objects or wordings. **It is not for a real robot.**
 
 ## Data
 
-`{training_set.path.name}`, LeRobot format, {training_set.fps:g} frames per second,
+{names}, LeRobot format, {training_set.fps:g} frames per second,
 {len(training_set.samples.rows)} samples (every {options.stride}. frame), \
 {int(training_set.held_out.sum())} of them held out.
 

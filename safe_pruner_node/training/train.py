@@ -40,8 +40,8 @@ LOG = "log.jsonl"
 class TrainOptions:
     """Flow-matching training of a small π0.5 on a LeRobot data set; resumes where it stopped."""
 
-    dataset: Path
-    """LeRobot v3 data set: demonstrations of the twin, or your own teleoperation."""
+    dataset: tuple[Path, ...]
+    """LeRobot v3 data sets: demonstrations of the twin, or your own teleoperation."""
     out: Path = Path("runs/train")
     """Where the state, the log and, at the end, the checkpoint go."""
     start: Path | None = None
@@ -222,6 +222,8 @@ class _Run:
 
 
 def _check(options: TrainOptions) -> None:
+    if not options.dataset:
+        raise ConfigError("--dataset", "", "none", "a LeRobot data set, or several")
     for key, value, least in (
         ("--batch", options.batch, 1),
         ("--micro-batches", options.micro_batches, 1),

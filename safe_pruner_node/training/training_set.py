@@ -1,4 +1,4 @@
-"""A LeRobot data set as samples and decoded frames, ready to draw batches from."""
+"""LeRobot data sets as samples and decoded frames, ready to draw batches from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainingSet:
     """What batches are made of.
 
     Attributes:
-        path: The data set.
+        paths: The data sets.
         samples: Numbers of every sample.
         frames: Images of every sample.
         held_out: True for samples of episodes that only the open-loop error sees, [S].
@@ -49,7 +49,7 @@ class TrainingSet:
         fps: Frames per second of the data set.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     samples: Samples
     frames: FrameStore
     held_out: NDArray[np.bool_]
@@ -66,7 +66,7 @@ class TrainingSet:
 
 
 def load_training_set(
-    path: Path,
+    paths: Sequence[Path],
     robot: RobotConfig,
     config: Pi05Config,
     tokenizer: PromptTokenizer,
@@ -77,34 +77,42 @@ def load_training_set(
     workers: int,
     console: Console,
 ) -> TrainingSet:
-    """Read a data set for a robot and a model.
+    """Read data sets for a robot and a model.
 
     Args:
-        path: LeRobot v3 data set.
+        paths: LeRobot v3 data sets, at least one.
         robot: Layout, cameras and what the policy's numbers mean.
         config: Sizes of the model.
         tokenizer: Of the prompts.
-        stats: Normalisation to keep; None computes it from the data set.
+        stats: Normalisation to keep; None computes it from the data.
         stride: Every how many frames one becomes a sample.
         validation_share: Episodes held out.
         workers: Processes that decode.
         console: Tells how far it is.
 
     Raises:
-        ConfigError: The data set does not fit the robot.
+        ConfigError: A data set does not fit the robot.
     """
     begun_s = time.monotonic()
-    dataset = open_dataset(path)
-    dataset.check_robot(robot)
+    datasets = [open_dataset(path) for path in paths]
+    for dataset in datasets:
+        dataset.check_robot(robot)
     cameras = [camera_feature(camera.name) for camera in robot.cameras]
-    episodes = [EpisodeRows(e.first, e.length, e.task) for e in dataset.episodes]
+    firsts = np.cumsum([0, *(dataset.frames for dataset in datasets)])
+    episodes = [
+        EpisodeRows(int(first) + e.first, e.length, e.task)
+        for dataset, first in zip(datasets, firsts, strict=False)
+        for e in dataset.episodes
+    ]
     kept = [kept_rows(e, stride, i % stride) for i, e in enumerate(episodes)]
-    states = dataset.state[np.concatenate(kept)].astype(np.float64)
-    targets = chunk_targets(dataset.action, kept, episodes, config.horizon)
+    states = np.concatenate([d.state for d in datasets])[np.concatenate(kept)].astype(np.float64)
+    actions = np.concatenate([d.action for d in datasets])
+    targets = chunk_targets(actions, kept, episodes, config.horizon)
     policy_states, policy_actions = policy_units(robot.layout, states, targets)
     stats = stats or norm_stats(policy_states, policy_actions)
-    frames = FrameStore(cameras, _frame_shapes(dataset, cameras, config.vision.image), len(states))
-    _decode(dataset, kept, frames, stride, workers, console)
+    shapes = [fitted(*datasets[0].cameras[camera], config.vision.image) for camera in cameras]
+    frames = FrameStore(cameras, shapes, len(states))
+    _decode(datasets, kept, frames, stride, workers, console)
     samples = Samples(
         rows=np.arange(len(states)),
         tokens=prompts(
@@ -115,7 +123,7 @@ def load_training_set(
             state_in_prompt=robot.policy.state_in_prompt,
         ),
         actions=normalised_actions(policy_actions, stats, config.action_dim),
-        landmarks=_landmarks(dataset, kept),
+        landmarks=_landmarks(datasets, kept),
         states=states,
         targets=targets,
     )
@@ -123,28 +131,24 @@ def load_training_set(
     for episode in episodes:
         tasks[episode.task] = tasks.get(episode.task, 0) + 1
     console.print(
-        f"{path}: {len(episodes)} episodes, {len(tasks)} prompts, {len(states)} samples, "
-        f"{frames.gigabytes:.1f} GB of images in {time.monotonic() - begun_s:.0f} s",
+        f"{', '.join(map(str, paths))}: {len(episodes)} episodes, {len(tasks)} prompts, "
+        f"{len(states)} samples, {frames.gigabytes:.1f} GB of images in {time.monotonic() - begun_s:.0f} s",
         highlight=False,
     )
     return TrainingSet(
-        path,
+        tuple(paths),
         samples,
         frames,
         _held_out(kept, validation_share),
         stats,
         config.vision.image,
         tasks,
-        dataset.fps,
+        datasets[0].fps,
     )
 
 
-def _frame_shapes(dataset: Dataset, cameras: Sequence[str], size: int) -> list[tuple[int, int]]:
-    return [fitted(*dataset.cameras[camera], size) for camera in cameras]
-
-
 def _decode(
-    dataset: Dataset,
+    datasets: Sequence[Dataset],
     kept: Sequence[NDArray[np.int64]],
     frames: FrameStore,
     stride: int,
@@ -154,18 +158,25 @@ def _decode(
     begins = np.cumsum([0, *(len(rows) for rows in kept)])
     jobs = [Job(i, int(begins[i]), len(rows)) for i, rows in enumerate(kept)]
 
+    owners = [(d, e.index) for d in datasets for e in d.episodes]
+
     def read(episode: int, camera: str) -> NDArray[np.uint8]:
-        return dataset.read_frames(episode, camera, stride=stride, offset=episode % stride)
+        dataset, index = owners[episode]
+        return dataset.read_frames(index, camera, stride=stride, offset=episode % stride)
 
     done = frames.fill(jobs, read, workers)
     for _ in track(done, "decoding", len(jobs), console=console, transient=True):
         pass
 
 
-def _landmarks(dataset: Dataset, kept: Sequence[NDArray[np.int64]]) -> NDArray[np.float32] | None:
-    if dataset.environment is None:
+def _landmarks(
+    datasets: Sequence[Dataset], kept: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float32] | None:
+    """Normalised privileged positions; None unless all the data sets have the same ones."""
+    known = [d.environment for d in datasets if d.environment is not None]
+    if len(known) < len(datasets) or len({values.shape[1] for values in known}) > 1:
         return None
-    chosen = dataset.environment[np.concatenate(kept)].astype(np.float64)
+    chosen = np.concatenate(known)[np.concatenate(kept)].astype(np.float64)
     spread = np.maximum(chosen.std(0), MIN_DEVIATION)
     normalised: NDArray[np.float32] = ((chosen - chosen.mean(0)) / spread).astype(np.float32)
     return normalised

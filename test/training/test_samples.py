@@ -41,7 +41,7 @@ def load(dataset, robot, small, **changed):
     options = {"stats": None, "stride": 2, "validation_share": 0.25, "workers": 1} | changed
     tokenizer = PromptTokenizer(small.tokenizer_path, small.config.max_prompt_tokens)
     quiet = Console(quiet=True)
-    return load_training_set(dataset, robot, small.config, tokenizer, console=quiet, **options)
+    return load_training_set((dataset,), robot, small.config, tokenizer, console=quiet, **options)
 
 
 def test_the_policys_numbers_come_back_as_the_robots(dataset, robot, small):
@@ -88,3 +88,19 @@ def test_another_rate_than_the_robot_files_is_one_line(dataset, robot, small):
     other = dataclasses.replace(robot, policy=policy)
     with pytest.raises(ConfigError, match="fps: found 15, expected 30"):
         load(dataset, other, small)
+
+
+def test_two_data_sets_are_one_after_the_other(dataset, robot, small):
+    one = load(dataset, robot, small)
+    tokenizer = PromptTokenizer(small.tokenizer_path, small.config.max_prompt_tokens)
+    both = load_training_set(
+        (dataset, dataset), robot, small.config, tokenizer, stats=None, stride=2,
+        validation_share=0.0, workers=2, console=Console(quiet=True),
+    )  # fmt: skip
+    count = len(one.samples.rows)
+    np.testing.assert_array_equal(both.samples.targets[:count], one.samples.targets)
+    np.testing.assert_array_equal(both.samples.targets[count:], one.samples.targets)
+    rows = torch.arange(count)
+    frames, again = both.frames.gather(rows), both.frames.gather(rows + count)
+    for first, second in zip(frames, again, strict=True):
+        assert torch.equal(first, second)

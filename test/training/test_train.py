@@ -67,7 +67,7 @@ def options(dataset, small_checkpoint, out, **changed):
         "workers": 1,
         "device": "cpu",
     }
-    return TrainOptions(dataset=dataset, out=out, **(settings | changed))
+    return TrainOptions(dataset=(dataset,), out=out, **(settings | changed))
 
 
 def log(out):
