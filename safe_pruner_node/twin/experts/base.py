@@ -27,6 +27,7 @@ GRIPPER_PER_TICK = 9.0
 """Gripper units per tick: 270 per second, which the robot file's 400 leaves room for."""
 
 SHORTEST_MOVE_S = 0.3
+SLIDE_POINTS = 20
 
 
 class Expert(ABC):
@@ -101,23 +102,42 @@ class Expert(ABC):
         self, side: str, joints: FloatArray, *, seconds: float = 0.0, early_s: float = 0.0
     ) -> Script:
         """As :meth:`move`, to joint positions, rad, [7]."""
+        yield from self._follow(side, joints[None], seconds, early_s)
+
+    def slide(
+        self, side: str, pose: HandPose, *, seconds: float = 0.0, early_s: float = 0.0
+    ) -> Script:
+        """As :meth:`move`, on a straight line: where fingers must not touch what they enclose."""
+        start = self.ik.pose(side, self.goal(side)).position
+        shares = np.linspace(0, 1, SLIDE_POINTS)[1:]
+        places = start + shares[:, None] * (pose.position - start)
+        knots: list[FloatArray] = []
+        for place in places:
+            near = knots[-1] if knots else self.goal(side)
+            knots.append(self.ik.solve(side, HandPose(place, pose.rotation), near))
+        yield from self._follow(side, np.stack(knots), seconds, early_s)
+
+    def _follow(self, side: str, knots: FloatArray, seconds: float, early_s: float) -> Script:
+        """Passes joint positions at equal shares of the way, rad, [points, 7]."""
         limits = self.episode.robot.limits
         place = self.episode.robot.layout.slices[f"astribot_arm_{side}"]
-        way = joints - self.goal(side)
-        seconds = max(seconds, shortest_s(way, limits, place), SHORTEST_MOVE_S)
-        yield from self.wait(self.begin(side, way, seconds) - early_s)
+        ways = knots - self.goal(side)
+        seconds = max(seconds, shortest_s(ways[-1], limits, place), SHORTEST_MOVE_S)
+        self.begin(side, np.vstack([np.zeros(7), ways]), seconds)
+        yield from self.wait(seconds - early_s)
 
     def begin(
-        self, side: str, way: FloatArray, seconds: float, shape: Shape = minimum_jerk
-    ) -> float:
-        """Begins a motion of an arm by a displacement, rad, [7]; returns how long it takes, s."""
-        self._motions[side].append(Motion(way, self._ticks * TICK_S, seconds, shape))
-        return seconds
+        self, side: str, path: FloatArray, seconds: float, shape: Shape = minimum_jerk
+    ) -> None:
+        """Begins a motion of an arm; see :class:`Motion` for its arguments."""
+        self._motions[side].append(Motion(path, self._ticks * TICK_S, seconds, shape))
 
     def goal(self, side: str) -> FloatArray:
         """Where an arm will be when all its motions have ended, rad, [7]."""
-        ways = (motion.way for motion in self._motions[side])
-        return np.asarray(self._origin[side] + sum(ways, np.zeros(7)), dtype=np.float64)
+        joints: FloatArray = self._origin[side].copy()
+        for motion in self._motions[side]:
+            joints += motion.path[-1]
+        return joints
 
     def grip(self, side: str, units: float, *, seconds: float) -> Script:
         """Sets a gripper, 0 open to 100 closed, and gives it time."""
@@ -132,7 +152,7 @@ class Expert(ABC):
     def _joints(self, side: str) -> FloatArray:
         """Where an arm should be at the end of this tick, rad, [7]."""
         now_s = self._ticks * TICK_S
-        joints = self._origin[side].copy()
+        joints: FloatArray = self._origin[side].copy()
         for motion in self._motions[side]:
             joints += motion.done(now_s)
         return joints

@@ -13,7 +13,7 @@ from safe_pruner_node.twin.tasks.base import position
 TILT_RAD = 0.6
 """Within 0.5 to 0.9 rad from straight down an arm reaches the whole workspace."""
 
-APPROACH_M = 0.09
+APPROACH_M = 0.10
 LIFT_M = 0.11
 TRIES = 4
 
@@ -37,13 +37,6 @@ def side_of(expert: Expert, body: str) -> str:
     return "left" if position(expert.episode.sim, body)[1] > 0 else "right"
 
 
-def yaw_of(expert: Expert, body: str, symmetry_rad: float = np.pi / 2) -> float:
-    """Turn of a body about the vertical, folded to the nearest equal one about zero, rad."""
-    matrix = expert.episode.sim.data.body(body).xmat.reshape(3, 3)
-    yaw = float(np.arctan2(matrix[1, 0], matrix[0, 0]))
-    return yaw - symmetry_rad * round(yaw / symmetry_rad)
-
-
 def grasp(
     expert: Expert,
     side: str,
@@ -51,7 +44,6 @@ def grasp(
     *,
     above_m: float = 0.0,
     closed: float = GRIPPER_CLOSED,
-    symmetry_rad: float = np.pi / 2,
 ) -> Script:
     """Grasps and lifts a body; looks anew where it is before every further try.
 
@@ -63,24 +55,24 @@ def grasp(
         body: What.
         above_m: Where to pinch, above the body's origin.
         closed: Gripper units to close to.
-        symmetry_rad: Turn about the vertical after which the body looks the same to fingers.
     """
     sim = expert.episode.sim
+    # Fingers close across the arm, whatever the thing's turn: they turn it.
+    rotation = facing_down(TILT_RAD)
     for k in range(TRIES):
         expert.tries += 1
         wrong = k == 0 and expert.rng.uniform() < expert.mistake_chance
-        rotation = facing_down(TILT_RAD, yaw_of(expert, body, symmetry_rad))
         at = expert.locate(body) + up(above_m)
         if wrong:
             at += expert.rng.uniform(0.85, 1.0) * np.array(MISTAKE_M)
         at[2] = max(at[2], TABLE_TOP_M + LOWEST_PINCH_M)
         over = HandPose(at - APPROACH_M * rotation[:, 2], rotation)
         yield from expert.move(side, over, seconds=REACH_S, early_s=BLEND_S)
-        yield from expert.move(side, HandPose(at, rotation), seconds=DESCEND_S)
+        yield from expert.slide(side, HandPose(at, rotation), seconds=DESCEND_S)
         yield from expert.grip(side, closed, seconds=CLOSE_S)
         before = position(sim, body)[2]
         lifted = HandPose(at + up(LIFT_M), rotation)
-        yield from expert.move(side, lifted, seconds=LIFT_S, early_s=BLEND_S)
+        yield from expert.slide(side, lifted, seconds=LIFT_S, early_s=BLEND_S)
         if position(sim, body)[2] > before + LIFT_M / 2:
             return
         yield from expert.grip(side, GRIPPER_OPEN, seconds=OPEN_S)

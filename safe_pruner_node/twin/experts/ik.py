@@ -25,7 +25,7 @@ CONVERGED_RAD = 1e-4
 
 
 class ArmIk:
-    """Solves hand poses one by one, always from home: the answer depends on the pose alone.
+    """Solves hand poses one by one, from home: the answer depends on the pose alone.
 
     Args:
         robot: Position limits of the arms.
@@ -73,12 +73,19 @@ class ArmIk:
             for side, dofs in self._dofs.items()
         }
 
-    def solve(self, side: str, pose: HandPose) -> FloatArray:
-        """Joint positions that bring a hand to a pose, or as near as the limits let it, [7]."""
+    def solve(self, side: str, pose: HandPose, near: FloatArray | None = None) -> FloatArray:
+        """Joint positions that bring a hand to a pose, or as near as the limits let it, [7].
+
+        Args:
+            side: Which hand.
+            pose: Where to.
+            near: Joints to search from, rad, [7]; home by default. Where there are two answers
+                this is the way to stay with one.
+        """
         hand, configuration = self._hands[side], self._configuration
         rotation = mink.SO3.from_matrix(pose.rotation)
         hand.set_target(mink.SE3.from_rotation_and_translation(rotation, pose.position))
-        configuration.update(self._start)
+        self._place(side, self._start[self._qpos[side]] if near is None else near)
         for _ in range(ITERATIONS):
             step = mink.solve_ik(
                 configuration,

@@ -13,7 +13,7 @@ from safe_pruner_node.types import FloatArray
 Shape = Callable[[float], float]
 """Share of the way (0 to 1) done at a share of the time (0 to 1)."""
 
-LIMITS_SHARE = 0.72
+LIMITS_SHARE = 0.6
 """Share of a joint's limits that one motion uses: overlapping motions and noise come on top."""
 
 
@@ -22,13 +22,13 @@ class Motion:
     """A displacement of some joints over some time.
 
     Attributes:
-        way: Displacement at the end, rad, [dof].
+        path: Displacements at equal shares of the way, the first zero, rad, [points, dof].
         start_s: When it begins, s.
         seconds: How long it takes, s.
         shape: How it is spread over that time.
     """
 
-    way: FloatArray
+    path: FloatArray
     start_s: float
     seconds: float
     shape: Shape
@@ -36,7 +36,10 @@ class Motion:
     def done(self, time_s: float) -> FloatArray:
         """Displacement up to a time, rad, [dof]."""
         share = min(max((time_s - self.start_s) / self.seconds, 0.0), 1.0)
-        return self.shape(share) * self.way
+        place = self.shape(share) * (len(self.path) - 1)
+        before = min(int(place), len(self.path) - 2)
+        first, second = self.path[before], self.path[before + 1]
+        return np.asarray(first + (place - before) * (second - first), dtype=np.float64)
 
 
 def minimum_jerk(share: float) -> float:

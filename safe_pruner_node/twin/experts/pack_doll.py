@@ -32,7 +32,7 @@ DROP_M = 0.012
 
 PINCH_ABOVE_M = 0.004
 
-PUSH_RADIUS_M = 0.11
+PUSH_RADIUS_M = 0.12
 """Where the hand pushes the lid, from the hinge."""
 
 PUSH_GAP_M = 0.030
@@ -70,8 +70,7 @@ class PackDollExpert(Expert):
         yield from self.turn(closing, self.home[closing], seconds=HOME_S)
 
     def _pack(self, side: str) -> Script:
-        # The doll is round: any turn of the hand will do.
-        yield from grasp(self, side, DOLL, above_m=PINCH_ABOVE_M, symmetry_rad=1e-3)
+        yield from grasp(self, side, DOLL, above_m=PINCH_ABOVE_M)
         level = facing_down(TILT_RAD)
         inside = self.locate(CARTON) + up(CARTON_HEIGHT_M + DROP_M + PINCH_ABOVE_M)
         over = HandPose(inside + up(OVER_M), level)

@@ -15,30 +15,29 @@ from safe_pruner_node.twin.tasks.throw_basketball import BALL, HOOP, ThrowBasket
 ROUNDS = 3
 GRAVITY_M_S2 = 9.81
 
-TOSS_M_S = np.array([0.80, 0.0, 0.80])
+TOSS_M_S = np.array([0.85, 0.0, 0.85])
 """Velocity of the hand when it lets go: an underhand toss, as fast as the joints allow there."""
 
 RELEASE_ABOVE_RIM_M = 0.12
 RELEASE_TILT_RAD = 0.7
 
-SHOULDER_SHARES = (1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1)
-"""How much each joint takes part in the swing: the wrist, near its limits, stays put."""
+SHOULDER_AND_ELBOW = 4
+"""The first joints swing. The wrist, near its limits, takes from the lift to the release to turn:
+it moves fastest where the swing begins, so that every instant looks different from the next."""
 
 HOLDING = 56.0
 """Gripper units that hold the ball: it is free a few hundredths of a second after opening."""
 
-RAMP_S = 0.45
+RAMP_S = 0.5
 CRUISE_S = 0.20
 SWING_S = 2 * RAMP_S + CRUISE_S
 
 RELEASE_S = RAMP_S + CRUISE_S / 2
-"""From the start of the swing to the middle of it, where the hand should be when it lets go."""
+"""From the start of the swing to its middle, the point of release. Arm and fingers lag alike: a
+tenth of a second sooner or later the ball still goes in."""
 
-RELEASE_LEAD_S = 0.0
-"""How much sooner the fingers are told to open than the arm to be at the point of release."""
-
-WIND_UP_S = 1.1
-WIND_UP_EARLY_S = 0.3
+WIND_UP_S = 1.2
+EARLY_S = 0.3
 HOME_S = 1.2
 
 REACH_X_M = 0.66
@@ -54,7 +53,7 @@ class ThrowBasketballExpert(Expert):
         assert isinstance(task, ThrowBasketball)  # noqa: S101 - tells the type checker
         for _ in range(ROUNDS):
             side = side_of(self, BALL)
-            yield from grasp(self, side, BALL, closed=HOLDING, symmetry_rad=1e-3)
+            yield from grasp(self, side, BALL, closed=HOLDING)
             yield from self._throw(side)
             yield from self.turn(side, self.home[side], seconds=HOME_S)
             ball = position(sim, BALL)
@@ -66,14 +65,18 @@ class ThrowBasketballExpert(Expert):
         release = hoop + up(RELEASE_ABOVE_RIM_M)
         release[:2] -= TOSS_M_S[:2] * fall_s(RELEASE_ABOVE_RIM_M, TOSS_M_S[2])
         joints = self.ik.solve(side, HandPose(release, facing_down(RELEASE_TILT_RAD)))
-        shares = np.array(SHOULDER_SHARES)
-        jacobian = self.ik.jacobian(side, joints)
-        rates = shares * (np.linalg.pinv(jacobian * shares) @ TOSS_M_S)
-        way = rates * (RAMP_S + CRUISE_S)
-        yield from self.turn(side, joints - way / 2, seconds=WIND_UP_S, early_s=WIND_UP_EARLY_S)
-        self.begin(side, way, SWING_S, swing)
-        yield from self.wait(RELEASE_S - RELEASE_LEAD_S)
-        yield from self.grip(side, GRIPPER_OPEN, seconds=SWING_S - RELEASE_S + RELEASE_LEAD_S)
+        jacobian = self.ik.jacobian(side, joints)[:, :SHOULDER_AND_ELBOW]
+        still, forth = np.zeros((2, 7))
+        forth[:SHOULDER_AND_ELBOW] = np.linalg.pinv(jacobian) @ TOSS_M_S * (RAMP_S + CRUISE_S)
+        back = joints - forth / 2 - self.goal(side)
+        turn = back.copy()
+        turn[:SHOULDER_AND_ELBOW] = 0.0
+        self.begin(side, np.stack([still, turn]), WIND_UP_S - EARLY_S + RELEASE_S)
+        self.begin(side, np.stack([still, back - turn]), WIND_UP_S)
+        yield from self.wait(WIND_UP_S - EARLY_S)
+        self.begin(side, np.stack([still, forth]), SWING_S, swing)
+        yield from self.wait(RELEASE_S)
+        yield from self.grip(side, GRIPPER_OPEN, seconds=SWING_S - RELEASE_S)
 
 
 def fall_s(drop_m: float, upwards_m_s: float) -> float:

@@ -16,7 +16,7 @@ DOLL = "doll"
 CARTON = "carton"
 LID = "lid"
 
-CARTON_HALF_M = (0.09, 0.08)
+CARTON_HALF_M = (0.095, 0.09)
 CARTON_HEIGHT_M = 0.10
 WALL_M = 0.004
 """Half the thickness of a wall."""
@@ -24,7 +24,7 @@ WALL_M = 0.004
 LID_OPEN_RAD = 1.85
 """From closed to open: beyond upright, so that it stays open by itself."""
 
-LID_HINGE_M = (0.084, 0.105)
+LID_HINGE_M = (0.094, 0.105)
 """The hinge beside the carton's middle and above the table, m."""
 
 CLOSED_WITHIN_RAD = 0.1
@@ -40,7 +40,7 @@ class PackDoll(Task):
     """
 
     name = "pack_doll"
-    time_limit_s = 35.0
+    time_limit_s = 30.0
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -49,7 +49,7 @@ class PackDoll(Task):
     @property
     def prompt(self) -> str:
         """Both halves of the job."""
-        return "put the doll in the box and close the lid"
+        return "put the pink doll in the box and close the lid"
 
     def lid_angle(self, sim: TwinSim) -> float:
         """Angle of the lid above closed, rad."""
@@ -88,7 +88,7 @@ class PackDoll(Task):
         add_table(spec)
         x, y = rng.uniform(0.57, 0.62), rng.uniform(-0.03, 0.03)
         _add_carton(spec, (float(x), float(y)), -self.doll_side, rng)
-        place = (rng.uniform(0.50, 0.66), self.doll_side * rng.uniform(0.22, 0.34))
+        place = (rng.uniform(0.50, 0.64), self.doll_side * rng.uniform(0.22, 0.34))
         _add_doll(spec, (float(place[0]), float(place[1])), rng)
         return (DOLL,)
 

@@ -20,13 +20,13 @@ from safe_pruner_node.types import FloatArray
 
 DISTRACTORS = 3
 PLATE = "plate"
-PLATE_RADIUS_M = 0.085
+PLATE_RADIUS_M = 0.09
 PLATE_HALF_HEIGHT_M = 0.006
 
 # Where things may stand: within reach of the arm on their side, and apart enough for fingers.
-REACH_X_M = (0.50, 0.68)
-REACH_Y_M = (0.14, 0.36)
-CLEARANCE_M = 0.145
+REACH_X_M = (0.50, 0.65)
+REACH_Y_M = (0.15, 0.35)
+CLEARANCE_M = 0.14
 PLATE_CLEARANCE_M = 0.17
 
 
@@ -76,7 +76,7 @@ class PickAndPlace(Task):
 
     def _furnish(self, spec: mujoco.MjSpec, rng: np.random.Generator) -> tuple[str, ...]:
         add_table(spec)
-        plate = (float(rng.uniform(0.55, 0.62)), float(rng.uniform(-0.04, 0.04)))
+        plate = (float(rng.uniform(0.55, 0.62)), float(rng.uniform(-0.03, 0.03)))
         _add_plate(spec, plate, rng)
         for toy, place in zip(self.toys, _places(len(self.toys), plate, rng), strict=True):
             add_toy(spec, toy, place, rng)

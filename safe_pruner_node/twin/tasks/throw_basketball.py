@@ -16,7 +16,7 @@ from safe_pruner_node.types import FloatArray
 BALL = "ball"
 HOOP = "hoop"
 BALL_RADIUS_M = 0.028
-HOOP_RADIUS_M = 0.105
+HOOP_RADIUS_M = 0.115
 RIM_M = 0.005
 """Half the thickness of the rim."""
 
@@ -32,7 +32,7 @@ class ThrowBasketball(Task):
     """
 
     name = "throw_basketball"
-    time_limit_s = 20.0
+    time_limit_s = 16.0
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -44,7 +44,7 @@ class ThrowBasketball(Task):
     @property
     def prompt(self) -> str:
         """The same in every episode."""
-        return "throw the basketball through the hoop"
+        return "pick up the orange basketball and throw it through the hoop"
 
     def watch(self, sim: TwinSim) -> None:
         """Notes where the robot last touched the ball and whether it crosses the rim's plane."""

@@ -86,7 +86,7 @@ def _arch(body: mujoco.MjsBody, rgba: Rgba) -> None:
 
 
 def _puck(body: mujoco.MjsBody, rgba: Rgba) -> None:
-    add_solid(body, CYLINDER, (0.032, 0.016), rgba, 0.05)
+    add_solid(body, CYLINDER, (0.028, 0.022), rgba, 0.05)
 
 
 def _let_it_come_to_rest(geom: mujoco.MjsGeom) -> None:
@@ -103,13 +103,13 @@ TOYS = (
     Toy("purple cross", (0.48, 0.20, 0.66, 1), 0.022, _cross),
     Toy("white egg", (0.93, 0.93, 0.90, 1), 0.024, _egg),
     Toy("cyan arch", (0.10, 0.74, 0.80, 1), 0.022, _arch),
-    Toy("black puck", (0.10, 0.10, 0.11, 1), 0.016, _puck),
+    Toy("black puck", (0.10, 0.10, 0.11, 1), 0.022, _puck),
 )
 
 
 def add_toy(spec: mujoco.MjSpec, toy: Toy, place: Point, rng: np.random.Generator) -> None:
-    """Stands a toy on the table, turned by up to 0.3 rad."""
+    """Stands a toy on the table, turned by up to 0.2 rad."""
     body = add_object(spec, toy.body, *place, toy.lift_m)
-    half = rng.uniform(-0.3, 0.3) / 2
+    half = rng.uniform(-0.2, 0.2) / 2
     body.quat = (np.cos(half), 0, 0, np.sin(half))
     toy.shape(body, jittered(toy.rgba, rng))
