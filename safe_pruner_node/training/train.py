@@ -32,6 +32,9 @@ from safe_pruner_node.training.schedule import Budget
 from safe_pruner_node.training.training_set import TrainingSet, load_training_set
 from safe_pruner_node.training.validation import OpenLoopError, open_loop_error, predict
 
+_UNTIMED_STEPS = 2
+"""Steps before the clock starts: they compile kernels, and the learning rate follows the clock."""
+
 STATE = "state.pt"
 LOG = "log.jsonl"
 
@@ -169,10 +172,11 @@ class _Run:
         source = BatchSource(self._set, self._device, options.augment, options.seed)
         begun_s = time.monotonic()
         next_validation_s = 60.0 * options.validate_minutes
+        steps_here = 0
         progress = TrainingProgress(self._console, options.out / LOG)
         with progress, Prefetcher(source, micro, learner.step * options.micro_batches) as batches:
             while True:
-                here_s = time.monotonic() - begun_s
+                here_s = time.monotonic() - begun_s if steps_here >= _UNTIMED_STEPS else 0.0
                 self.elapsed_s = self._before_s + here_s
                 done = self._budget.progress(learner.step, self.elapsed_s)
                 if done >= 1.0:
@@ -189,6 +193,11 @@ class _Run:
                     for _ in range(options.micro_batches)
                 ]
                 norm = learner.update(rate)
+                steps_here += 1
+                if steps_here == _UNTIMED_STEPS:
+                    if self._device.type == "cuda":
+                        torch.cuda.synchronize()
+                    begun_s = time.monotonic()
                 progress.step(learner.step, done, self.elapsed_s, found, norm, rate, options.batch)
                 if here_s > next_validation_s:
                     next_validation_s = here_s + 60.0 * options.validate_minutes

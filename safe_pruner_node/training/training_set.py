@@ -132,7 +132,8 @@ def load_training_set(
         tasks[episode.task] = tasks.get(episode.task, 0) + 1
     console.print(
         f"{', '.join(map(str, paths))}: {len(episodes)} episodes, {len(tasks)} prompts, "
-        f"{len(states)} samples, {frames.gigabytes:.1f} GB of images in {time.monotonic() - begun_s:.0f} s",
+        f"{len(states)} samples, {frames.gigabytes:.1f} GB of images "
+        f"in {time.monotonic() - begun_s:.0f} s",
         highlight=False,
     )
     return TrainingSet(

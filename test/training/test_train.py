@@ -102,14 +102,14 @@ def test_it_learns_and_the_checkpoint_runs(dataset, untrained, tmp_path, robot):
 
 def test_an_interrupted_run_goes_on_where_it_was(dataset, small_checkpoint, tmp_path):
     out = tmp_path / "run"
-    stopped = options(dataset, small_checkpoint, out, stop_after_minutes=1e-6, steps=3)
+    stopped = options(dataset, small_checkpoint, out, stop_after_minutes=1e-6, steps=5)
     assert "resumable" in train(stopped, Console(quiet=True))
     step = torch.load(out / "state.pt", weights_only=True)["step"]
-    assert 0 < step < 3
-    line = train(options(dataset, small_checkpoint, out, steps=3), Console(quiet=True))
-    assert "3 steps" in line
+    assert 0 < step < 5
+    line = train(options(dataset, small_checkpoint, out, steps=5), Console(quiet=True))
+    assert "5 steps" in line
     with pytest.raises(ConfigError, match=r"state\.pt: batch: found a run with 8, asked for 4"):
-        train(options(dataset, small_checkpoint, out, steps=3, batch=4), Console(quiet=True))
+        train(options(dataset, small_checkpoint, out, steps=5, batch=4), Console(quiet=True))
 
 
 def test_a_finished_run_is_repeatable(dataset, small_checkpoint, tmp_path):
