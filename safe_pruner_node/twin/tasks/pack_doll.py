@@ -88,7 +88,7 @@ class PackDoll(Task):
         add_table(spec)
         x, y = rng.uniform(0.57, 0.62), rng.uniform(-0.03, 0.03)
         _add_carton(spec, (float(x), float(y)), -self.doll_side, rng)
-        place = (rng.uniform(0.50, 0.64), self.doll_side * rng.uniform(0.22, 0.34))
+        place = (rng.uniform(0.50, 0.62), self.doll_side * rng.uniform(0.21, 0.33))
         _add_doll(spec, (float(place[0]), float(place[1])), rng)
         return (DOLL,)
 

@@ -23,11 +23,14 @@ PLATE = "plate"
 PLATE_RADIUS_M = 0.09
 PLATE_HALF_HEIGHT_M = 0.006
 
-# Where things may stand: within reach of the arm on their side, and apart enough for fingers.
-REACH_X_M = (0.50, 0.65)
-REACH_Y_M = (0.15, 0.35)
-CLEARANCE_M = 0.14
-PLATE_CLEARANCE_M = 0.17
+# Where the named thing may stand, on either side: well within reach of the arm there; and where
+# the others may. All apart enough for open fingers.
+REACH_X_M = (0.49, 0.62)
+REACH_Y_M = (0.15, 0.33)
+OTHERS_X_M = (0.49, 0.72)
+OTHERS_Y_M = (0.13, 0.40)
+CLEARANCE_M = 0.12
+PLATE_CLEARANCE_M = 0.16
 
 
 class PickAndPlace(Task):
@@ -78,22 +81,24 @@ class PickAndPlace(Task):
         add_table(spec)
         plate = (float(rng.uniform(0.55, 0.62)), float(rng.uniform(-0.03, 0.03)))
         _add_plate(spec, plate, rng)
-        for toy, place in zip(self.toys, _places(len(self.toys), plate, rng), strict=True):
+        for toy, place in zip(self.toys, _places(plate, rng), strict=True):
             add_toy(spec, toy, place, rng)
         return (*(toy.body for toy in self.toys), PLATE)
 
 
-def _places(count: int, plate: Point, rng: np.random.Generator) -> list[Point]:
-    """Places on either side, drawn anew until they are far enough apart."""
+def _places(plate: Point, rng: np.random.Generator) -> list[Point]:
+    """Places on either side, the named thing's first, drawn anew until they are apart enough."""
+    count = 1 + DISTRACTORS
+    low = np.array([(REACH_X_M[0], REACH_Y_M[0])] + DISTRACTORS * [(OTHERS_X_M[0], OTHERS_Y_M[0])])
+    high = np.array([(REACH_X_M[1], REACH_Y_M[1])] + DISTRACTORS * [(OTHERS_X_M[1], OTHERS_Y_M[1])])
     while True:
-        x = rng.uniform(*REACH_X_M, count)
-        y = rng.uniform(*REACH_Y_M, count) * rng.choice((-1, 1), count)
-        points = np.stack([x, y], axis=1)
+        points = rng.uniform(low, high)
+        points[:, 1] *= rng.choice((-1, 1), count)
         gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)
         gaps[np.diag_indices(count)] = np.inf
         from_plate = np.linalg.norm(points - np.array(plate), axis=-1)
         if gaps.min() > CLEARANCE_M and from_plate.min() > PLATE_CLEARANCE_M:
-            return [(px, py) for px, py in points.tolist()]
+            return [(x, y) for x, y in points.tolist()]
 
 
 def _add_plate(spec: mujoco.MjSpec, place: Point, rng: np.random.Generator) -> None:
