@@ -40,6 +40,7 @@ setup(
             "demo = safe_pruner_node.evaluation.demo:main",
             "demonstrations = safe_pruner_node.demonstrations.generate:main",
             "evaluate = safe_pruner_node.evaluation.evaluate:main",
+            "forecast_study = safe_pruner_node.evaluation.forecast_study:main",
             "policy_node = safe_pruner_node.nodes.policy_node:main",
             "twin_node = safe_pruner_node.nodes.twin_node:main",
         ],
