@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from safe_pruner_node.evaluation.action_error import OTHER_NOISE, ActionError
 from safe_pruner_node.evaluation.core_loss import (
     EARLY_ONLY,
     FASTV,
@@ -89,16 +91,22 @@ def accuracy_figure(accuracy: ForecastAccuracy, path: Path, title: str) -> None:
     save_small(figure, path)
 
 
-def core_loss_figure(loss: CoreLoss, path: Path, title: str) -> None:
-    """Loss of the core against rho; cameras and letterbox bands among the kept (Fig. 2b).
+def core_loss_figure(
+    loss: CoreLoss,
+    actions: Mapping[float, Mapping[str, ActionError]],
+    path: Path,
+    title: str,
+) -> None:
+    """Loss of the core against rho (Fig. 2b); what is kept instead; and what it does to actions.
 
     Args:
         loss: What was measured.
+        actions: By rho and selection, how far the chunk moves; rho 0 holds the noise's own.
         path: PNG to write.
         title: Above the figure.
     """
-    figure, (lost, cameras, black) = plt.subplots(
-        1, 3, figsize=(14, 4.9), width_ratios=(1.5, 1.25, 1), layout="constrained"
+    figure, (lost, cameras, black, moved) = plt.subplots(
+        1, 4, figsize=(16, 4.9), width_ratios=(1.5, 1.1, 0.8, 1), layout="constrained"
     )
     rhos = sorted(loss.scores)
     for name in SHOWN:
@@ -129,8 +137,34 @@ def core_loss_figure(loss: CoreLoss, path: Path, title: str) -> None:
     handles, labels = lost.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=len(SHOWN), fontsize=8.5)
     _bars(cameras, black, loss, min(rhos, key=lambda rho: abs(rho - 0.75)))
+    _moved(moved, actions)
     figure.suptitle(title, fontsize=10)
     save_small(figure, path)
+
+
+def _moved(axes: Axes, actions: Mapping[float, Mapping[str, ActionError]]) -> None:
+    """RMS of the arms by selection, pale for the highest rho."""
+    names = list(reversed(SHOWN))
+    rhos = sorted((rho for rho in actions if rho > 0), reverse=True)
+    for rho, height, alpha in zip(rhos, (0.8, 0.45), (0.35, 1.0), strict=False):
+        spans = [actions[rho][name].arms_mrad for name in names]
+        mean = [span.mean for span in spans]
+        colours = [_COLOURS[name] for name in names]
+        axes.barh(names, mean, height, color=colours, alpha=alpha)
+    noise = actions[0.0][OTHER_NOISE].arms_mrad.mean
+    axes.axvline(noise, color="0.4", ls=":", lw=1.2)
+    axes.annotate(
+        "other flow noise",
+        (noise, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        fontsize=8.5,
+        ha="center",
+    )
+    axes.set_yticks([])
+    words = " and ".join(f"{rho:g}" for rho in reversed(rhos))
+    axes.set_xlabel(f"chunk moved by, mrad RMS, rho {words} (pale)")
 
 
 def _line(wide: bool) -> tuple[float, float]:

@@ -36,7 +36,7 @@ from safe_pruner_node.evaluation.rollout import RolloutSettings
 from safe_pruner_node.evaluation.run_record import git_revision
 from safe_pruner_node.evaluation.saliency_record import SaliencyRecord
 from safe_pruner_node.evaluation.saliency_replay import Replay
-from safe_pruner_node.evaluation.saliency_rollout import SaliencyBench, recording_settings
+from safe_pruner_node.evaluation.saliency_rollout import SaliencyBench
 from safe_pruner_node.pi05.checkpoint import WEIGHTS, checkpoint_id
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
 from safe_pruner_node.resources import resource
@@ -159,7 +159,7 @@ def record_episodes(options: ForecastStudyOptions, console: Console) -> None:
         options.checkpoint,
         device=options.device,
         threads=options.threads,
-        pruner=recording_settings(options.pruner),
+        pruner=options.pruner,
         state_in_prompt=robot.policy.state_in_prompt,
         state_dim=robot.layout.dof,
         action_dim=robot.layout.dof,
@@ -174,7 +174,7 @@ def record_episodes(options: ForecastStudyOptions, console: Console) -> None:
     split: Split = options.split  # type: ignore[assignment]  # the options checked it
     with EpisodeProgress(console, len(missing), "recording") as progress:
         for path, (task, index) in missing.items():
-            record = bench.record(task, split, index, about)
+            record = bench.record(task, split, index, about, sorted(options.rho)[-2:])
             record.save(path)
             progress.take({"method": task, "success": record.about["success"]})
         console.print(f"recorded {len(missing)} episodes: {progress.success()}")
@@ -218,7 +218,7 @@ def draw(study: Study, replays: Sequence[Replay], out: Path) -> list[Path]:
     )
     accuracy, loss, layers = (out / f"{name}.png" for name in ("forecast", "core_loss", "layers"))
     accuracy_figure(study.accuracy, accuracy, title)
-    core_loss_figure(study.loss, loss, title)
+    core_loss_figure(study.loss, study.actions, loss, title)
     layer_figure([study.records[number] for number in shown.values()], layers)
     return [*written, accuracy, loss, layers]
 

@@ -9,6 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from safe_pruner_node.evaluation.action_error import (
+    OTHER_NOISE,
+    ActionError,
+    action_errors,
+    motion_mrad,
+)
 from safe_pruner_node.evaluation.core_loss import SELECTIONS, CoreLoss, core_loss
 from safe_pruner_node.evaluation.forecast_accuracy import (
     PREDICTORS,
@@ -59,6 +65,7 @@ class Study:
         traces: Their keyframes.
         accuracy: Of the forecast.
         loss: Of the core.
+        actions: By rho and selection, how far the chunk moves.
         gripper: Keyframes against gripper events.
         boundaries: Keyframes against gripper events and new stages of progress.
         modes: By early mode.
@@ -71,6 +78,7 @@ class Study:
     traces: Sequence[KeyframeTrace]
     accuracy: ForecastAccuracy
     loss: CoreLoss
+    actions: Mapping[float, Mapping[str, ActionError]]
     gripper: Alignment
     boundaries: Alignment
     modes: Mapping[str, ModeStudy]
@@ -131,6 +139,7 @@ def make_study(
         traces,
         accuracy,
         core_loss(replays, traces, rhos),
+        action_errors(records),
         aligned(gripper, traces),
         aligned(turns, traces),
         modes,
@@ -187,6 +196,15 @@ def to_json(study: Study) -> dict[str, Any]:
             "scores": {
                 f"{rho:g}": {name: asdict(score) for name, score in scores.items()}
                 for rho, scores in study.loss.scores.items()
+            },
+        },
+        "actions": {
+            "age": study.records[0].about["actions"]["age"],
+            "played": study.records[0].about["actions"]["played"],
+            "motion_mrad": asdict(motion_mrad(study.records)),
+            "errors": {
+                f"{rho:g}": {name: asdict(error) for name, error in errors.items()}
+                for rho, errors in study.actions.items()
             },
         },
         "effective_tokens": _effective(study.records),
@@ -260,7 +278,7 @@ def headline(study: Study) -> str:
 def markdown(study: Study) -> str:
     """The tables."""
     parts = [_about(study), _episodes(study), _forecast(study), _core(study), _keyframes(study)]
-    parts.append(_layers(study))
+    parts += [_actions(study), _layers(study)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -345,6 +363,35 @@ def _core(study: Study) -> str:
         ]
         parts.append(f"### rho {rho:g}\n\n" + _table(header, rows))
     return "\n\n".join(parts)
+
+
+def _actions(study: Study) -> str:
+    about = study.records[0].about["actions"]
+    rhos = [rho for rho in study.actions if rho > 0]
+    header = ["selection"]
+    header += [f"{what}, rho {rho:g}" for rho in rhos for what in ("arms, mrad", "gripper, %")]
+    rows = [
+        [SELECTIONS[name].title]
+        + [
+            text
+            for rho in rhos
+            for error in [study.actions[rho][name]]
+            for text in (_span(error.arms_mrad, 1.0, 1), _percent(error.gripper))
+        ]
+        for name in study.actions[rhos[0]]
+    ]
+    noise = study.actions[0.0][OTHER_NOISE]
+    measured = sum(row["rho"] == 0 for r in study.records for row in r.about["actions"]["rows"])
+    return (
+        "## How far the chunk moves\n\n"
+        f"Full-token chunk against the pruned one, same images and noise, {measured} queries, "
+        f"forecast from {about['age']} queries before; RMS over the arm joints in the "
+        f"{about['played']} actions that are played, and share of gripper commands that disagree. "
+        "For scale: the chunk's own motion "
+        f"{_span(motion_mrad(study.records), 1.0, 1)} mrad; all tokens with other flow noise "
+        f"{_span(noise.arms_mrad, 1.0, 1)} mrad, {_percent(noise.gripper)} %.\n\n"
+        + _table(header, rows)
+    )
 
 
 def _keyframes(study: Study) -> str:

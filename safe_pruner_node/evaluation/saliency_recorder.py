@@ -45,16 +45,23 @@ class QuerySaliency:
 
 
 class RecordingPruner(Pruner):
-    """Keeps every token at every step, and asks for the deep saliency of every layer."""
+    """Keeps every token at every step, and asks for the deep saliency of every layer.
+
+    Attributes:
+        keep: Tokens to keep instead, [K], with nothing recorded; None while recording.
+    """
 
     def __init__(self, settings: PrunerSettings, depth: int) -> None:
         super().__init__(settings, depth)
         self.deep_layers = tuple(range(depth))
+        self.keep: Tensor | None = None
         self.z_hat: Tensor | None = None
         self.deep: Tensor | None = None
 
     def decide(self, early: EarlyView) -> Decision:
-        """A keyframe every time."""
+        """A keyframe every time, or what was asked for."""
+        if self.keep is not None:
+            return Decision(keep=self.keep)
         self.z_hat = unit_rows(early.scene.z)
         return Decision(keyframe=True, reason="recording", capture_deep=True)
 
@@ -155,3 +162,17 @@ class RecordingEngine(EagerEngine):
             )
         )
         return answer
+
+    def act(self, inputs: PolicyInput, noise: FloatArray | None, keep: Tensor | None) -> FloatArray:
+        """The chunk with only some of the tokens after the pruning layer; nothing is noted.
+
+        Args:
+            inputs: As in `step`.
+            noise: As in `step`.
+            keep: Ascending visual indices [K]; None keeps all.
+        """
+        pruner = self._recording.pruner
+        pruner.keep = None if keep is None else keep.to(self._checkpoint.model.device)
+        actions, _ = super().step(inputs, noise)
+        pruner.keep = None
+        return actions

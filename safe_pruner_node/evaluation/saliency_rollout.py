@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 from safe_pruner_node.engine.build import load_policy
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.evaluation.action_error import measure_actions
 from safe_pruner_node.evaluation.gripper_events import gripper_events
+from safe_pruner_node.evaluation.results import pruner_to_json
 from safe_pruner_node.evaluation.rollout import Instant, RolloutSettings, roll_out
 from safe_pruner_node.evaluation.saliency_record import SaliencyRecord
 from safe_pruner_node.evaluation.saliency_recorder import QuerySaliency, RecordingEngine
+from safe_pruner_node.evaluation.saliency_replay import Replay
 from safe_pruner_node.inference.overlay import encode_jpeg
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
 from safe_pruner_node.pruning.settings import PrunerSettings
@@ -30,7 +34,7 @@ class SaliencyBench:
     """A recording engine and what its episodes share.
 
     Args:
-        engine: Checkpoint, device, threads; its pruner is what is recorded for.
+        engine: Checkpoint, device, threads; its pruner is the SAFE that is recorded for.
         robot: The robot file, read.
         rollout: Rates and times.
 
@@ -42,16 +46,23 @@ class SaliencyBench:
         self, engine: EngineSettings, robot: RobotConfig, rollout: RolloutSettings
     ) -> None:
         checkpoint, tokenizer = load_policy(engine)
-        self.pruner = engine.pruner
+        self.safe = engine.pruner
+        self.pruner = recording_settings(engine.pruner)
         self.rollout = rollout
         self.depth = checkpoint.config.vlm.depth
-        self.engine = RecordingEngine(checkpoint, tokenizer, engine)
+        recording = replace(engine, pruner=self.pruner)
+        self.engine = RecordingEngine(checkpoint, tokenizer, recording)
         self.policy = PolicyStep(self.engine, robot)
         self.policy.rehearse()
         self.noise_shape = (checkpoint.config.horizon, checkpoint.config.action_dim)
 
     def record(
-        self, task_name: str, split: Split, index: int, about: dict[str, Any]
+        self,
+        task_name: str,
+        split: Split,
+        index: int,
+        about: dict[str, Any],
+        rhos: Sequence[float],
     ) -> SaliencyRecord:
         """Run and record one episode.
 
@@ -60,6 +71,7 @@ class SaliencyBench:
             split: Whose seeds.
             index: Number within the split.
             about: Goes into the record as it is.
+            rhos: At which the chunks of the selections are measured.
 
         Raises:
             ConfigError: The pruner or the inputs do not fit the model.
@@ -80,7 +92,7 @@ class SaliencyBench:
         except InputError as error:
             expected = "inputs that fit"
             raise ConfigError("episode", f"{task_name} {index}", error, expected) from None
-        queries = self.engine.queries
+        queries = list(self.engine.queries)
         if not queries:
             raise ConfigError("episode", f"{task_name} {index}", "no policy query", "at least one")
         time_s = np.array([query.time_s for query in rollout.queries])
@@ -88,7 +100,7 @@ class SaliencyBench:
         moment = _moment(time_s, tick_time_s, gripper)
         tokens = rollout.queries[0].report.visual_tokens
         images = queries[0].inputs.images
-        return SaliencyRecord(
+        record = SaliencyRecord(
             about={
                 "task": task.name,
                 "prompt": task.prompt,
@@ -126,6 +138,10 @@ class SaliencyBench:
             hand_speed_m_s=witness.speed_m_s().astype(np.float32),
             stages=np.array(witness.stages),
         )
+        self.engine.set_pruner(self.pruner)
+        actions = measure_actions(Replay(record, self.safe), self.engine, queries, layout, rhos)
+        actions["pruner"] = pruner_to_json(self.safe)
+        return replace(record, about={**record.about, "actions": actions})
 
     def _prefill_maps(self, query: QuerySaliency) -> Any:  # noqa: ANN401 - an array
         """Text-to-visual saliency of every VLM layer that has queries, at one query."""

@@ -302,6 +302,12 @@ def test_the_recorder_sees_what_the_pruner_sees(small_checkpoint, rows):
             }
             overlap = sum(len(np.intersect1d(own[n], report.kept_indices[n])) for n in own)
             assert overlap >= safe.kept(192) - 1  # z in half precision
+    pruned, _ = engine.step(inputs(2), noises[2])
+    keep = keep_tokens(replay, SAFE, safe.rho, 0, 2)
+    assert np.allclose(recorder.act(inputs(2), noises[2], keep), pruned, atol=1e-3)
+    assert np.allclose(recorder.act(inputs(2), noises[2], None), recorded[2], atol=1e-6)
+    assert not np.allclose(pruned, recorded[2], atol=1e-3)
+    assert len(recorder.queries) == 3
     fastv = eager_engine(
         checkpoint, tokenizer, replace(settings, pruner=load_preset(None, "fastv"))
     )
@@ -314,14 +320,14 @@ def test_the_command_records_draws_and_draws_again(small_checkpoint, tmp_path, c
     out = tmp_path / "study"
     words = ["--checkpoint", str(small_checkpoint), "--out", str(out), "--device", "cpu"]
     words += ["--episodes", "1", "--tasks", "throw_basketball", "pack_doll"]
-    words += ["--time-limit-s", "1.0", "--query-period-s", "0.2", "--latency-s", "0.1"]
+    words += ["--time-limit-s", "1.2", "--query-period-s", "0.2", "--latency-s", "0.1"]
     words += ["--gamma", "0.5", "--rho", "0.5", "0.75", "--horizon", "3"]
     assert command.main(words) == 0
     records = command.load_records(out / "records")
     assert [record.about["task"] for record in records] == ["throw_basketball", "pack_doll"]
     record = records[0]
-    assert record.queries == 5
-    assert record.deep.shape == (5, 5, 192)
+    assert record.queries == 6
+    assert record.deep.shape == (6, 5, 192)
     assert record.prefill.shape == (4, 192)
     assert record.deep.sum(-1) == pytest.approx(1.0)
     assert record.early["action_probe"].sum(-1) == pytest.approx(1.0)
@@ -334,9 +340,12 @@ def test_the_command_records_draws_and_draws_again(small_checkpoint, tmp_path, c
         with Image.open(out / f"{name}.png") as picture:
             assert min(picture.size) > 300
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["queries"] == 10
+    assert summary["queries"] == 12
     assert summary["pruner"]["gamma"] == 0.5
     assert summary["core"]["scores"]["0.75"]["oracle"]["core_loss"]["mean"] == 0.0
+    errors = summary["actions"]["errors"]
+    assert errors["0.75"]["random"]["arms_mrad"]["mean"] > 0.0
+    assert errors["0"]["other_noise"]["arms_mrad"]["episodes"] == 2
     assert "small and trained on scripted demonstrations" in (out / "summary.md").read_text()
     assert "core tokens lost at rho 0.75" in capsys.readouterr().out
 
