@@ -34,8 +34,8 @@ from safe_pruner_node.types import FloatArray
 
 AGE = 5
 """Queries since the keyframe: about the middle of a SAFE cycle at 8 % keyframes."""
-EVERY = 3
-"""Every third query is measured."""
+EVERY = 6
+"""Every so manyth query is measured."""
 SECONDS = 0.85
 """Part of the chunk that is played: a query period and the latency of the harness."""
 
@@ -105,11 +105,11 @@ def measure_actions(
         motion = float(np.sqrt(np.mean((full - state)[:, arms] ** 2)))
         rows.append(
             {"query": current, "rho": 0.0, "motion_mrad": 1e3 * motion}
-            | {OTHER_NOISE: _difference(full, chunk(None, noise), layout)}
+            | {OTHER_NOISE: difference(full, chunk(None, noise), layout)}
         )
         for rho in rhos:
             errors = {
-                name: _difference(
+                name: difference(
                     full,
                     chunk(keep_tokens(replay, name, rho, current - AGE, current), query.noise),
                     layout,
@@ -151,8 +151,8 @@ def _episode_mean(actions: Mapping[str, Any], rho: float, name: str) -> tuple[fl
     return arms, gripper
 
 
-def _difference(a: FloatArray, b: FloatArray, layout: Layout) -> list[float]:
-    """RMS of the arms, mrad, and share of gripper commands that disagree."""
+def difference(a: FloatArray, b: FloatArray, layout: Layout) -> list[float]:
+    """RMS of the arms, mrad, and share of gripper commands that disagree, of chunks [n, dof]."""
     arms = layout.commanded & ~layout.gripper
     rms = float(np.sqrt(np.mean((a - b)[:, arms] ** 2)))
     disagree = (a[:, layout.gripper] > 50.0) != (b[:, layout.gripper] > 50.0)

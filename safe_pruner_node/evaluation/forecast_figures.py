@@ -154,17 +154,17 @@ def _moved(axes: Axes, actions: Mapping[float, Mapping[str, ActionError]]) -> No
     noise = actions[0.0][OTHER_NOISE].arms_mrad.mean
     axes.axvline(noise, color="0.4", ls=":", lw=1.2)
     axes.annotate(
-        "other flow noise",
+        "  all tokens, other flow noise",
         (noise, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(0, 4),
         textcoords="offset points",
         fontsize=8.5,
-        ha="center",
+        ha="left",
     )
     axes.set_yticks([])
-    words = " and ".join(f"{rho:g}" for rho in reversed(rhos))
-    axes.set_xlabel(f"chunk moved by, mrad RMS, rho {words} (pale)")
+    words = ", pale: ".join(f"{rho:g}" for rho in reversed(rhos))
+    axes.set_xlabel(f"arms' chunk moved by, mrad RMS\nrho {words}")
 
 
 def _line(wide: bool) -> tuple[float, float]:
@@ -183,7 +183,7 @@ def _bars(cameras: Axes, black: Axes, loss: CoreLoss, rho: float) -> None:
     labels = {IDENTITY: "SAFE, same position", ORACLE: "oracle"}
     words = [labels.get(name, SELECTIONS[name].title) for name in names]
     cameras.set_yticks(range(len(names)), words, fontsize=8.5)
-    cameras.set_xlabel(f"kept tokens by camera, %, rho {rho:g}")
+    cameras.set_xlabel(f"kept by camera, %\nrho {rho:g}")
     cameras.set_xlim(0, 100)
     cameras.legend(
         fontsize=8.5, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False
@@ -204,4 +204,4 @@ def _bars(cameras: Axes, black: Axes, loss: CoreLoss, rho: float) -> None:
         black.text(value, y, f" {value:.0f}", va="center", fontsize=8.5)
     black.set_yticks([])
     black.set_xlim(0, max(100 * loss.black_tokens, float(np.nanmax(share, initial=1.0))) * 1.2)
-    black.set_xlabel(f"kept tokens in the black bands, %, rho {rho:g}")
+    black.set_xlabel(f"kept in black bands, %\nrho {rho:g}")

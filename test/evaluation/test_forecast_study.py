@@ -12,6 +12,7 @@ from safe_pruner_node.engine.build import eager_engine, load_policy
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation import forecast_study as command
+from safe_pruner_node.evaluation.action_error import MEASURED, action_errors, difference
 from safe_pruner_node.evaluation.core_loss import (
     FORECAST_ONLY,
     IDENTITY,
@@ -37,6 +38,8 @@ from safe_pruner_node.evaluation.saliency_replay import KeyframeTrace, Replay, g
 from safe_pruner_node.evaluation.saliency_rollout import recording_settings
 from safe_pruner_node.inference.overlay import encode_jpeg
 from safe_pruner_node.pruning.settings import load_preset
+from safe_pruner_node.resources import resource
+from safe_pruner_node.robot.config import load_robot_config
 from safe_pruner_node.types import PolicyInput
 
 CAMERAS, TOKENS, LAYERS, WIDTH = ("head", "wrist"), 64, 4, 24
@@ -216,6 +219,24 @@ def test_numbers_by_hand():
     ]
 
 
+def test_a_moved_chunk_by_hand():
+    layout = load_robot_config(resource("config/astribot_s1.yaml")).layout
+    chunk = np.zeros((2, layout.dof))
+    moved = chunk.copy()
+    moved[:, 0] = 0.01  # one of the 14 arm joints
+    moved[0, layout.gripper] = (40.0, 60.0)
+    assert difference(chunk, moved, layout) == pytest.approx([10.0 / np.sqrt(14), 0.25])
+    rows = [{"query": q, "rho": 0.9, **dict.fromkeys(MEASURED, [q, 0.1 * q])} for q in (5, 7)]
+    record = moving(2, 0)
+    records = [
+        replace(record, about={**record.about, "actions": {"rhos": [0.9], "rows": some}})
+        for some in (rows, rows[:1], [])
+    ]
+    error = action_errors(records)[0.9][SAFE]
+    assert (error.arms_mrad.mean, error.arms_mrad.episodes) == (5.5, 2)  # of 6 and 5
+    assert error.gripper.mean == pytest.approx(0.55)
+
+
 def test_bands_of_a_wide_image():
     record = moving(2, 0)
     wide = replace(
@@ -346,6 +367,7 @@ def test_the_command_records_draws_and_draws_again(small_checkpoint, tmp_path, c
     errors = summary["actions"]["errors"]
     assert errors["0.75"]["random"]["arms_mrad"]["mean"] > 0.0
     assert errors["0"]["other_noise"]["arms_mrad"]["episodes"] == 2
+    assert errors["0"]["other_noise"]["arms_mrad"]["mean"] > 0.0
     assert "small and trained on scripted demonstrations" in (out / "summary.md").read_text()
     assert "core tokens lost at rho 0.75" in capsys.readouterr().out
 
