@@ -226,7 +226,7 @@ def test_a_moved_chunk_by_hand():
     moved[:, 0] = 0.01  # one of the 14 arm joints
     moved[0, layout.gripper] = (40.0, 60.0)
     assert difference(chunk, moved, layout) == pytest.approx([10.0 / np.sqrt(14), 0.25])
-    rows = [{"query": q, "rho": 0.9, **dict.fromkeys(MEASURED, [q, 0.1 * q])} for q in (5, 7)]
+    rows = [{"query": q, "rho": 0.9, **{key: [q, 0.1 * q] for key in MEASURED}} for q in (5, 7)]
     record = moving(2, 0)
     records = [
         replace(record, about={**record.about, "actions": {"rhos": [0.9], "rows": some}})
