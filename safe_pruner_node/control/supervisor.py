@@ -22,6 +22,7 @@ _NOT_STARTED = "not started"
 _WAITING = "waiting for the first chunk"
 _WORKER_LOST = "worker lost"
 _MAX_HALF_WINDOW_S = 0.1
+_EPSILON_S = 1e-9
 
 
 class Mode(Enum):
@@ -122,6 +123,7 @@ class ControlSupervisor:
         self._armed_s = 0.0
         self._remaining = 0
         self._bad_chunks = 0
+        self._query_due_s = 0.0
         self._last_tick_s: float | None = None
 
     @property
@@ -134,10 +136,19 @@ class ControlSupervisor:
         """Epoch that policy queries must carry."""
         return self._buffer.epoch
 
-    @property
-    def wants_chunk(self) -> bool:
-        """True while a policy query makes sense: armed or in POLICY."""
-        return self._armed or self._mode is Mode.POLICY
+    def wants_query(self, now_s: float) -> bool:
+        """True while a policy query makes sense: armed, or in POLICY with the newest chunk shown.
+
+        A chunk continues the motion that its observation shows. A query made before the chunk
+        in play has moved the joints for as long as an answer takes would continue the motion
+        before that one, and the two would be played in turn, each going back on the other.
+
+        Args:
+            now_s: Control-clock time of the observation, seconds.
+        """
+        if self._armed:
+            return True
+        return self._mode is Mode.POLICY and now_s >= self._query_due_s - _EPSILON_S
 
     @property
     def remaining_actions(self) -> int:
@@ -222,14 +233,18 @@ class ControlSupervisor:
     def on_chunk(self, chunk: ActionChunk, now_s: float) -> Outcome:
         """Accept a policy chunk, or drop it whole.
 
-        The first one of a run is compared with the measured joints; if it begins too far from
-        them the run ends before it began.
+        The first one of a run begins with its first action, now: the joints stood still while
+        it was computed, so nothing of it has passed. It is compared with the measured joints; if
+        it begins too far from them the run ends before it began.
 
         Args:
             chunk: Actions [horizon, dof], robot units.
             now_s: Control-clock time, seconds.
         """
         with self._lock:
+            delay_s = max(0.0, now_s - chunk.time_s)
+            if self._armed:
+                chunk = replace(chunk, time_s=max(chunk.time_s, now_s))
             refusal = self._refusal(chunk, now_s)
             if refusal:
                 self._counters.dropped_chunks += 1
@@ -237,6 +252,7 @@ class ControlSupervisor:
             self._bad_chunks = 0
             self._counters.accepted_chunks += 1
             self._buffer.add(chunk, now_s)
+            self._query_due_s = now_s + self._settings.blend_s + delay_s
             if self._armed:
                 self._armed, self._mode = False, Mode.POLICY
             self._reason = ""

@@ -90,10 +90,10 @@ class EvaluateOptions:
     """Robot description; None: config/astribot_s1.yaml."""
     control_rate_hz: float = 100.0
     """Joint commands per second."""
-    query_period_s: float = 0.45
-    """Simulated time between policy queries."""
-    latency_s: float = 0.4
-    """Simulated time from a query to its chunk; the defaults are those of the demo on two cores."""
+    query_period_s: float = 0.5
+    """Simulated time between policy queries at least; each waits until it shows the last chunk."""
+    latency_s: float = 0.1
+    """Simulated time from a query to its chunk: a GPU's. The demo on two cores takes 0.3 to 0.4."""
     jpeg_quality: int = 90
     """Quality of the images on their way to the policy; 0: no JPEG."""
     noise_seed: int = 0

@@ -267,9 +267,9 @@ def _notes(lines: Sequence[Line], rho: float, engine: str) -> list[str]:
             f"method{unequal}."
         ),
         (
-            f"rho {rho:g}, gamma {', '.join(gammas) or '–'}; a query every "
-            f"{settings['query_period_s']:g} s, its chunk {settings['latency_s']:g} s later "
-            f"(simulated time, the same for every method); control at "
+            f"rho {rho:g}, gamma {', '.join(gammas) or '–'}; a chunk {settings['latency_s']:g} s "
+            f"after its query (simulated time, the same for every method), the next query when "
+            f"the motion shows it; control at "
             f"{settings['control_rate_hz']:g} Hz; images {images}."
         ),
         (

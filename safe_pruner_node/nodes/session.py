@@ -184,7 +184,7 @@ class RobotSession:
             # Until the policy really drives: the first try may come before everything is there.
             self._auto_start_pending = self.supervisor.mode is Mode.HOLD
             self.supervisor.start(now_s)
-        if not self.supervisor.wants_chunk or now_s < self._next_query_s:
+        if not self.supervisor.wants_query(now_s) or now_s < self._next_query_s:
             return
         if self.worker.state is not WorkerState.READY:
             return

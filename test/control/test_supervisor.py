@@ -7,6 +7,9 @@ from safe_pruner_node.control.settings import ControlSettings
 from safe_pruner_node.control.supervisor import ControlSupervisor, Mode
 from safe_pruner_node.errors import ConfigError
 
+DT = 0.01
+ACTION_DT = 1.0 / 30.0
+
 FAR = np.array([1.2, 0.5, 30.0])
 
 
@@ -44,7 +47,7 @@ def test_start_waits_for_the_first_chunk(rig):
     assert output.armed
     assert output.mode is Mode.HOLD
     assert output.hold_reason == "waiting for the first chunk"
-    assert r.supervisor.wants_chunk
+    assert r.supervisor.wants_query(r.now)
     assert r.offer().ok
     output = r.tick()
     assert (output.mode, output.armed, output.hold_reason) == (Mode.POLICY, False, "")
@@ -151,7 +154,8 @@ def test_policy_moves_the_joints_through_the_chunk(rig):
 
 
 def test_output_says_which_chunk_it_follows(rig):
-    r = rig().start()
+    r = rig().run()
+    r.tick(10)
     asked_s = r.now - 0.05
     r.offer(time_s=asked_s)
     assert r.tick().chunk_time_s == asked_s
@@ -200,12 +204,6 @@ def test_first_action_far_from_the_measured_joints_is_refused(rig):
     assert output.hold_reason == outcome.message
     np.testing.assert_array_equal(output.position, r.home)
     assert not r.offer().ok, "the run is over until the next start"
-
-
-def test_first_action_is_the_one_meant_for_now(rig):
-    """A chunk that began at the joints but would by now be far away is as bad as a jump."""
-    r = rig().start()
-    assert not r.offer(FAR, horizon=10, time_s=r.now - 0.2).ok
 
 
 def test_joints_that_are_not_commanded_need_no_tolerance(rig):
@@ -314,3 +312,65 @@ def test_tolerance_of_another_size_than_the_limits_is_named(limits):
     settings = ControlSettings(dt_s=0.01, first_action_tolerance=np.ones(7))
     with pytest.raises(ConfigError, match=r"first_action_tolerance: found 7, .*\(3\)"):
         ControlSupervisor(settings, limits)
+
+
+def test_the_first_chunk_begins_with_its_first_action(rig):
+    """The joints stood still while it was computed: nothing of it has passed."""
+    r = rig().start()
+    r.tick(40)
+    goal = r.home + np.array([0.5, 0.5, 30.0])
+    assert r.offer(goal, time_s=r.now - 0.4).ok
+    begun = r.tick().position
+    assert np.all(np.abs(begun - r.home) < 0.02 * np.abs(goal - r.home))
+    assert r.supervisor.remaining_actions >= 29
+
+
+def test_a_later_chunk_is_compensated_for_its_delay(rig):
+    r = rig(blend_s=0.0).run()
+    r.tick(60)
+    begin = r.outputs[-1].position
+    assert r.offer(begin + 0.3, begin=begin, time_s=r.now - 0.4).ok
+    assert r.tick().remaining_actions == 30 - 13  # 0.41 s at 30 actions a second have passed
+
+
+def test_a_query_waits_until_it_shows_the_chunk_before_it(rig):
+    """As long as the answer took, once the chunk is blended in."""
+    r = rig(blend_s=0.1).run()
+    r.tick(40)
+    assert r.offer(time_s=r.now - 0.25).ok
+    accepted = r.now
+    while not r.supervisor.wants_query(r.now):
+        assert r.now < accepted + 1.0
+        r.tick()
+    assert r.now - accepted == pytest.approx(0.35, abs=DT)
+    r.supervisor.stop("by hand")
+    assert not r.supervisor.wants_query(r.now + 10)
+    assert r.supervisor.start(r.now).ok
+    assert r.supervisor.wants_query(r.now)  # armed: the joints stand still
+
+
+def play(rig, delay_s):
+    """A policy that goes on from what it sees, answering late; returns the commands."""
+    r = rig(blend_s=0.1).start()
+    pending = None
+    for _ in range(600):
+        output = r.tick()
+        r.measured = output.position
+        if pending is None and r.supervisor.wants_query(r.now):
+            seen = output.position
+            pending = (r.now + delay_s, r.now, seen)
+        if pending is not None and r.now >= pending[0]:
+            rate = np.array([0.2, 0.2, 5.0])
+            goal = pending[2] + rate * 29 * ACTION_DT
+            r.offer(goal, begin=pending[2], time_s=pending[1])
+            pending = None
+    return r.commands
+
+
+def test_a_slow_policy_goes_forward_only(rig):
+    """Steady motion from a policy that only knows where the joints are: never back and forth."""
+    commands = play(rig, delay_s=0.2)
+    steps = np.diff(commands[100:, 0])
+    assert steps.min() > -1e-6
+    speed = (commands[-1, 0] - commands[100, 0]) / (len(steps) * DT)
+    assert speed == pytest.approx(0.2, rel=0.25)

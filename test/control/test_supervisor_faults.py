@@ -34,7 +34,7 @@ def test_starvation_comes_to_rest_and_a_new_chunk_resumes(rig):
     np.testing.assert_array_equal(output.velocity, 0.0)
     starved = r.supervisor.counters.starved_ticks
     assert starved > 100
-    assert r.supervisor.wants_chunk
+    assert r.supervisor.wants_query(r.now)
     assert r.offer(r.home, horizon=60).ok
     output = r.tick(190)
     assert (output.mode, output.hold_reason, output.starved) == (Mode.POLICY, "", False)
