@@ -62,10 +62,12 @@ class ActionError:
     Attributes:
         arms_mrad: RMS difference of the arm joints over the played part, mrad.
         gripper: Share of the played gripper commands on the other side of half closed.
+        beyond_safe_mrad: `arms_mrad` less SAFE's in the same episode; at rho 0 of no meaning, NaN.
     """
 
     arms_mrad: MeanInterval
     gripper: MeanInterval
+    beyond_safe_mrad: MeanInterval
 
 
 def measure_actions(
@@ -126,10 +128,12 @@ def action_errors(records: Sequence[SaliencyRecord]) -> dict[float, dict[str, Ac
     rhos = {float(rho) for record in records for rho in record.about["actions"]["rhos"]}
     for rho, names in ((0.0, (OTHER_NOISE,)), *((rho, MEASURED) for rho in sorted(rhos))):
         found[rho] = {}
+        safe = _episode_means(records, rho, SAFE)
         for name in names:
-            means = [_episode_mean(record.about["actions"], rho, name) for record in records]
-            arms, gripper = (MeanInterval.of([mean[i] for mean in means]) for i in range(2))
-            found[rho][name] = ActionError(arms, gripper)
+            means = _episode_means(records, rho, name)
+            arms, gripper = (MeanInterval.of(column.tolist()) for column in means.T)
+            beyond = MeanInterval.of((means - safe)[:, 0].tolist())
+            found[rho][name] = ActionError(arms, gripper, beyond)
     return found
 
 
@@ -143,12 +147,14 @@ def _rows(actions: Mapping[str, Any], rho: float) -> list[Mapping[str, Any]]:
     return [row for row in actions["rows"] if row["rho"] == rho]
 
 
-def _episode_mean(actions: Mapping[str, Any], rho: float, name: str) -> tuple[float, float]:
-    pairs = [row[name] for row in _rows(actions, rho)]
-    if not pairs:
-        return float("nan"), float("nan")
-    arms, gripper = np.mean(pairs, axis=0).tolist()
-    return arms, gripper
+def _episode_means(records: Sequence[SaliencyRecord], rho: float, name: str) -> FloatArray:
+    """Mean pair of errors in each episode, [episodes, 2]; NaN where nothing was measured."""
+    means = np.full((len(records), 2), np.nan)
+    for number, record in enumerate(records):
+        pairs = [row[name] for row in _rows(record.about["actions"], rho) if name in row]
+        if pairs:
+            means[number] = np.mean(pairs, axis=0)
+    return means
 
 
 def difference(a: FloatArray, b: FloatArray, layout: Layout) -> list[float]:

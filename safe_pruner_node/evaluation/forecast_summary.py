@@ -369,14 +369,22 @@ def _actions(study: Study) -> str:
     about = study.records[0].about["actions"]
     rhos = [rho for rho in study.actions if rho > 0]
     header = ["selection"]
-    header += [f"{what}, rho {rho:g}" for rho in rhos for what in ("arms, mrad", "gripper, %")]
+    header += [
+        f"{what}, rho {rho:g}"
+        for rho in rhos
+        for what in ("arms, mrad", "beyond SAFE", "gripper, %")
+    ]
     rows = [
         [SELECTIONS[name].title]
         + [
             text
             for rho in rhos
             for error in [study.actions[rho][name]]
-            for text in (_span(error.arms_mrad, 1.0, 1), _percent(error.gripper))
+            for text in (
+                _span(error.arms_mrad, 1.0, 1),
+                _span(error.beyond_safe_mrad, 1.0, 1),
+                _percent(error.gripper),
+            )
         ]
         for name in study.actions[rhos[0]]
     ]
@@ -386,7 +394,8 @@ def _actions(study: Study) -> str:
         "## How far the chunk moves\n\n"
         f"Full-token chunk against the pruned one, same images and noise, {measured} queries, "
         f"forecast from {about['age']} queries before; RMS over the arm joints in the "
-        f"{about['played']} actions that are played, and share of gripper commands that disagree. "
+        f"{about['played']} actions that are played, the difference from SAFE's in the same episodes, "
+        "and the share of gripper commands that disagree. "
         "For scale: the chunk's own motion "
         f"{_span(motion_mrad(study.records), 1.0, 1)} mrad; all tokens with other flow noise "
         f"{_span(noise.arms_mrad, 1.0, 1)} mrad, {_percent(noise.gripper)} %.\n\n"

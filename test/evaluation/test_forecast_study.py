@@ -235,6 +235,7 @@ def test_a_moved_chunk_by_hand():
     error = action_errors(records)[0.9][SAFE]
     assert (error.arms_mrad.mean, error.arms_mrad.episodes) == (5.5, 2)  # of 6 and 5
     assert error.gripper.mean == pytest.approx(0.55)
+    assert (error.beyond_safe_mrad.mean, error.beyond_safe_mrad.episodes) == (0.0, 2)
 
 
 def test_bands_of_a_wide_image():
