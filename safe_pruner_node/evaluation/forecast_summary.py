@@ -394,9 +394,9 @@ def _actions(study: Study) -> str:
         "## How far the chunk moves\n\n"
         f"Full-token chunk against the pruned one, same images and noise, {measured} queries, "
         f"forecast from {about['age']} queries before; RMS over the arm joints in the "
-        f"{about['played']} actions that are played, the difference from SAFE's in the same episodes, "
-        "and the share of gripper commands that disagree. "
-        "For scale: the chunk's own motion "
+        f"{about['played']} actions that are played, the difference from SAFE's in the same "
+        "episodes, and the share of gripper commands that disagree. For scale: the chunk's own "
+        "motion "
         f"{_span(motion_mrad(study.records), 1.0, 1)} mrad; all tokens with other flow noise "
         f"{_span(noise.arms_mrad, 1.0, 1)} mrad, {_percent(noise.gripper)} %.\n\n"
         + _table(header, rows)
