@@ -95,7 +95,7 @@ def test_every_method_and_the_table_from_the_file_alone(small_checkpoint, tmp_pa
 
     capsys.readouterr()
     assert command.main([*words, "--latency-s", "0.3"]) == 1
-    assert "latency_s: found 0.4, expected 0.3" in capsys.readouterr().out
+    assert "latency_s: found 0.1, expected 0.3" in capsys.readouterr().out
     assert command.main([*words[:-1], "0.8"]) == 1
     assert "safe at rho 0.75: gamma: found 1.5, expected 0.8" in capsys.readouterr().out
 
