@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench table3 nano clean
+.PHONY: help setup demo test lint bench table3 clean
 
 IN_ENV := source tools/env.sh &&
 
@@ -31,9 +31,6 @@ bench: setup ## milliseconds of each stage: vanilla, SAFE keyframe, SAFE pruned 
 table3: setup ## success of every pruning method on the twin's tasks, rho 0.75 and 0.90 (EVAL_ARGS)
 	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.evaluate --rho 0.75 0.9 $(EVAL_ARGS)
 
-nano: setup ## a small random-weight checkpoint in checkpoints/nano, if there is none
-	@[ -f checkpoints/nano/model.safetensors ] || { $(IN_ENV) python -m safe_pruner_node.pi05.nano checkpoints/nano; }
-
 clean: ## remove what set-up, build and runs have made
-	rm -rf .venv .venv-parity .setup ros2_ws/build ros2_ws/install ros2_ws/log runs checkpoints/nano
+	rm -rf .venv .venv-parity .setup ros2_ws/build ros2_ws/install ros2_ws/log runs
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

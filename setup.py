@@ -28,6 +28,7 @@ setup(
         *shared("launch"),
         *shared("config"),
         *shared("calibration"),
+        *shared("checkpoints/nano"),
     ],
     # Versions are pinned in requirements/, and ROS 2 packages are declared in package.xml.
     install_requires=["setuptools"],
@@ -42,6 +43,7 @@ setup(
             "evaluate = safe_pruner_node.evaluation.evaluate:main",
             "forecast_study = safe_pruner_node.evaluation.forecast_study:main",
             "policy_node = safe_pruner_node.nodes.policy_node:main",
+            "train = safe_pruner_node.training.train:main",
             "twin_node = safe_pruner_node.nodes.twin_node:main",
         ],
     },

@@ -284,7 +284,7 @@ set_up() {
     stage drawing 'drawing without a screen'
     stage workspace "messages and node (colcon)${vendor:+, astribot_msgs from $vendor}" "vendor=$vendor" \
         ros2_ws/src setup.py setup.cfg package.xml resource \
-        "$(find launch config calibration -type f -not -name '*.pyc' | sort)"
+        "$(find launch config calibration checkpoints/nano -type f -not -name '*.pyc' | sort)"
     stage check 'imports'
 }
 

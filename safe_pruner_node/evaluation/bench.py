@@ -34,8 +34,7 @@ from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.bench_report import Bench, Sample, draw, print_report, summarise
 from safe_pruner_node.evaluation.run_record import git_revision
-from safe_pruner_node.pi05.checkpoint import WEIGHTS, Checkpoint
-from safe_pruner_node.pi05.nano import build_nano
+from safe_pruner_node.pi05.checkpoint import Checkpoint
 from safe_pruner_node.pruning.settings import load_preset
 from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage
 
@@ -143,9 +142,6 @@ def run(options: BenchOptions, console: Console) -> Bench:
         raise ConfigError("parameter", "preset", options.preset, "a preset of method safe")
     if options.query_rows is not None:
         preset = replace(preset, query_rows=options.query_rows)
-    if not (options.checkpoint / WEIGHTS).is_file():
-        console.print(f"building the small random-weight policy in {options.checkpoint}")
-        build_nano(options.checkpoint)
     pruners = {
         "vanilla": load_preset(None, "vanilla"),
         "SAFE keyframe": replace(preset, gamma=1.01),  # kappa is at most 1: always one
