@@ -119,7 +119,7 @@ def main() -> int:
     """Entry point of ``make bench``; returns the exit status."""
     console = Console()
     try:
-        bench = run(tyro.cli(BenchOptions), console)
+        bench = run(tyro.cli(BenchOptions))
     except ConfigError as error:
         console.print(f"[red]bench failed:[/red] {error}")
         return 1
@@ -127,12 +127,11 @@ def main() -> int:
     return 0
 
 
-def run(options: BenchOptions, console: Console) -> Bench:
+def run(options: BenchOptions) -> Bench:
     """Time the modes, write bench.json and bench.png.
 
     Args:
         options: What to time.
-        console: Where the progress bar goes.
 
     Raises:
         ConfigError: Options, checkpoint and preset do not fit.

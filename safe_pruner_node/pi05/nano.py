@@ -30,6 +30,7 @@ from safe_pruner_node.pi05.config import NANO, Pi05Config
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import FeatureStats, NormStats
+from safe_pruner_node.types import FloatArray
 
 ASSET_ID = "astribot_s1"
 ARM_HOME = np.array([0.159, -0.022, -1.42, 1.66, -0.345, 0.115, 0.125])
@@ -94,12 +95,11 @@ def s1_norm_stats() -> NormStats:
     home = np.concatenate([ARM_HOME, ARM_HOME * MIRROR, [50.0, 50.0]])  # grippers 0..100
     span = np.concatenate([np.full(14, ARM_SPAN), [50.0, 50.0]])
     rest = np.where(np.arange(16) < 14, 0.0, home)  # arms: deltas; grippers: absolute
-    return NormStats(
-        *(
-            FeatureStats(mean=mean, std=span / 2, q01=mean - span, q99=mean + span)
-            for mean in (home, rest)
-        )
-    )
+    return NormStats(state=_about(home, span), actions=_about(rest, span))
+
+
+def _about(middle: FloatArray, span: FloatArray) -> FeatureStats:
+    return FeatureStats(mean=middle, std=span / 2, q01=middle - span, q99=middle + span)
 
 
 def random_model(config: Pi05Config, seed: int) -> Pi05:

@@ -26,7 +26,7 @@ def test_table_json_and_picture_of_one_run(small_checkpoint, tmp_path, console, 
         device="cpu",
         query_rows=rows,
     )
-    bench = run(options, console)
+    bench = run(options)
     print_report(bench, console)
     table = console.file.getvalue()
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -72,4 +72,4 @@ def test_frames_change_a_little_from_one_to_the_next():
 )
 def test_wrong_options_are_one_line(small_checkpoint, tmp_path, console, change, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        run(BenchOptions(**{"checkpoint": small_checkpoint, "out": tmp_path, **change}), console)
+        run(BenchOptions(**{"checkpoint": small_checkpoint, "out": tmp_path, **change}))
