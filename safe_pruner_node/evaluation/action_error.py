@@ -36,8 +36,6 @@ AGE = 5
 """Queries since the keyframe: about the middle of a SAFE cycle at 8 % keyframes."""
 EVERY = 6
 """Every so manyth query is measured."""
-SECONDS = 0.85
-"""Part of the chunk that is played: a query period and the latency of the harness."""
 
 MEASURED = (
     RANDOM,
@@ -89,7 +87,9 @@ def measure_actions(
     Returns:
         JSON values: per measured query and rho the selections' errors, and the chunks' own motion.
     """
-    played = max(1, round(SECONDS * layout.policy.action_rate_hz))
+    rollout = replay.record.about["rollout"]
+    played_s = rollout["query_period_s"] + rollout["latency_s"]  # then the next chunk is there
+    played = max(1, round(played_s * layout.policy.action_rate_hz))
     rows: list[dict[str, Any]] = []
     for current in range(AGE, len(replay), EVERY):
         query = queries[current]

@@ -77,9 +77,9 @@ class ForecastStudyOptions:
     """Pruner presets; None: config/pruners.yaml."""
     robot_config: Path | None = None
     """Robot description; None: config/astribot_s1.yaml."""
-    query_period_s: float = 0.45
-    """Simulated time between policy queries."""
-    latency_s: float = 0.4
+    query_period_s: float = 0.5
+    """Simulated time between policy queries at least; each waits until it shows the last chunk."""
+    latency_s: float = 0.1
     """Simulated time from a query to its chunk."""
     noise_seed: int = 0
     """Seed of the flow noise."""

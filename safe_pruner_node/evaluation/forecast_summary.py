@@ -123,8 +123,7 @@ def make_study(
     turns = [np.union1d(g, _stage_times(r)) for g, r in zip(gripper, records, strict=True)]
 
     def aligned(events: Sequence[FloatArray], which: Sequence[KeyframeTrace]) -> Alignment:
-        period_s = float(records[0].about["rollout"]["query_period_s"])
-        return align(events, [record.time_s for record in records], which, period_s, seed=seed)
+        return align(events, [record.time_s for record in records], which, seed=seed)
 
     modes = {}
     for mode in QUERY_ROWS:
@@ -291,7 +290,7 @@ def _about(study: Study) -> str:
         f"{REMARK}\n\n"
         f"- policy: {about['policy']}; checkpoint {about['checkpoint']}\n"
         f"- {len(study.records)} full-token episodes ({about['split']} seeds), {solved} solved, "
-        f"{study.queries} policy queries every {rollout['query_period_s']:g} s, latency "
+        f"{study.queries} policy queries, {rollout['query_period_s']:g} s apart at least, latency "
         f"{rollout['latency_s']:g} s, noise seed {rollout['noise_seed']}\n"
         f"- preset `{settings.name}`: ls {settings.layer}, query rows {settings.query_rows}, deep "
         f"set {list(settings.deep)}, lambda {settings.lambda_:g}, gamma {settings.gamma:g}, "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safe_pruner_node.evaluation.saliency_replay import KeyframeTrace
 from safe_pruner_node.types import FloatArray
@@ -43,7 +44,6 @@ def align(
     events_s: Sequence[FloatArray],
     times_s: Sequence[FloatArray],
     traces: Sequence[KeyframeTrace],
-    period_s: float,
     *,
     seed: int = 0,
 ) -> Alignment:
@@ -55,7 +55,6 @@ def align(
         events_s: Event times of each episode, s.
         times_s: Query times of each episode, s.
         traces: Keyframes of each episode.
-        period_s: Time between queries, s.
         seed: Of the draws.
     """
     random = np.random.default_rng(seed)
@@ -64,12 +63,12 @@ def align(
         later = np.flatnonzero(trace.keyframe[1:]) + 1
         keyframes += len(later)
         free = free or (len(events) > 0 and 0 < len(later) < len(times) - 1)
-        measured.append(_distances(events, times[np.r_[0, later]][None])[0])
+        places = np.interp(events, times, np.arange(len(times)))  # in queries
+        measured.append(_distances(places, np.r_[0, later][None])[0])
         order = random.random((PERMUTATIONS, len(times) - 1)).argsort(1)[:, : len(later)] + 1
         chosen = np.concatenate([np.zeros((PERMUTATIONS, 1), np.int64), order], 1)
-        drawn.append(_distances(events, times[chosen]))
-    found = np.concatenate(measured) / period_s
-    others = np.concatenate(drawn, 1) / period_s
+        drawn.append(_distances(places, chosen))
+    found, others = np.concatenate(measured), np.concatenate(drawn, 1)
     if not len(found):
         return Alignment(0, keyframes, *[float("nan")] * 6)
     medians, means = np.median(others, 1), others.mean(1)
@@ -87,7 +86,7 @@ def align(
     )
 
 
-def _distances(events: FloatArray, keyframes: FloatArray) -> FloatArray:
+def _distances(events: FloatArray, keyframes: NDArray[np.int64]) -> FloatArray:
     """From [E] events to the nearest of [D, K] keyframes, [D, E]."""
     return np.asarray(np.abs(events[None, :, None] - keyframes[:, None, :]).min(-1))
 

@@ -182,19 +182,19 @@ def trace_of(*keyframes, queries=10):
 
 def test_permutations_know_how_likely_a_hit_is():
     times = 0.5 * np.arange(10)
-    hit = align([np.array([3.5])], [times], [trace_of(0, 7)], 0.5)
+    hit = align([np.array([3.5])], [times], [trace_of(0, 7)])
     assert (hit.events, hit.keyframes, hit.median) == (1, 1, 0.0)
     assert hit.p_median == pytest.approx(1 / 9, abs=0.03)
-    both = align(2 * [np.array([3.5])], 2 * [times], 2 * [trace_of(0, 7)], 0.5)
+    both = align(2 * [np.array([3.5])], 2 * [times], 2 * [trace_of(0, 7)])
     assert both.p_mean == pytest.approx(1 / 81, abs=0.01)
     assert both.p_mean < both.p_median + 1e-9
-    miss = align([np.array([4.5])], [times], [trace_of(0, 1)], 0.5)
+    miss = align([np.array([4.5])], [times], [trace_of(0, 1)])
     assert miss.median == 8.0
     assert miss.p_median == 1.0
-    none = align([np.array([3.5])], [times], [trace_of(0)], 0.5)  # nothing to draw
+    none = align([np.array([3.5])], [times], [trace_of(0)])  # nothing to draw
     assert none.median == 7.0
     assert np.isnan(none.p_median)
-    assert align([np.array([])], [times], [trace_of(0, 7)], 0.5).events == 0
+    assert align([np.array([])], [times], [trace_of(0, 7)]).events == 0
 
 
 def test_numbers_by_hand():
