@@ -70,6 +70,6 @@ def test_frames_change_a_little_from_one_to_the_next():
         ({"device": "tpu"}, r"parameter: device: found tpu"),
     ],
 )
-def test_wrong_options_are_one_line(small_checkpoint, tmp_path, console, change, complaint):
+def test_wrong_options_are_one_line(small_checkpoint, tmp_path, change, complaint):
     with pytest.raises(ConfigError, match=complaint):
         run(BenchOptions(**{"checkpoint": small_checkpoint, "out": tmp_path, **change}))
