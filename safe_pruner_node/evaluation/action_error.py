@@ -34,8 +34,8 @@ from safe_pruner_node.types import FloatArray
 
 AGE = 5
 """Queries since the keyframe: about the middle of a SAFE cycle at 8 % keyframes."""
-EVERY = 6
-"""Every so manyth query is measured."""
+EVERY = 2
+"""Every second query is measured."""
 
 MEASURED = (
     RANDOM,

