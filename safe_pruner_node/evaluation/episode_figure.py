@@ -87,7 +87,7 @@ def episode_figure(replay: Replay, trace: KeyframeTrace, path: Path) -> None:
         fontsize=10.5,
         y=0.98,
     )
-    save_small(figure, path)
+    save_small(figure, path, photos=True)
 
 
 def pick_moments(

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 
-def save_small(figure: Figure, path: Path, *, dpi: int = 100) -> None:
+def save_small(figure: Figure, path: Path, *, dpi: int = 100, photos: bool = False) -> None:
     """Write a figure with 256 colours, and close it.
 
     Args:
         figure: What to write.
         path: PNG.
         dpi: Pixels per inch.
+        photos: Dither, for what has soft shades; plain areas would get a grain.
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
@@ -25,4 +26,5 @@ def save_small(figure: Figure, path: Path, *, dpi: int = 100) -> None:
     picture = Image.open(buffer).convert("RGB")
     # Thin lines count for as much as large areas: their colours carry the meaning.
     palette = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
-    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+    dither = Image.Dither.FLOYDSTEINBERG if photos else Image.Dither.NONE
+    picture.quantize(palette=palette, dither=dither).save(path, optimize=True)

@@ -18,7 +18,8 @@ from safe_pruner_node.evaluation.letterbox import map_over_image
 from safe_pruner_node.evaluation.saliency_record import SaliencyRecord, Single
 from safe_pruner_node.types import FloatArray
 
-_WHITE = 16.0
+_WHITE = 8.0
+"""Multiple of the mean saliency that is drawn white."""
 
 
 def effective_tokens(saliency: FloatArray) -> FloatArray:
