@@ -14,10 +14,10 @@ import numpy as np
 
 from safe_pruner_node.evaluation.core_loss import (
     EARLY_ONLY,
-    EARLY_PROBE,
     FASTV,
     FORECAST_ONLY,
     IDENTITY,
+    LATE_LAYERS,
     NO_FLOOR,
     ORACLE,
     RANDOM,
@@ -41,10 +41,10 @@ MEASURED = (
     RANDOM,
     FASTV,
     EARLY_ONLY,
-    EARLY_PROBE,
     SAFE,
     NO_FLOOR,
     IDENTITY,
+    LATE_LAYERS,
     FORECAST_ONLY,
     SAFE_PROBE,
     ORACLE,

@@ -12,7 +12,7 @@ from torch import Tensor
 from safe_pruner_node.evaluation.forecast_accuracy import MeanInterval
 from safe_pruner_node.evaluation.letterbox import black_tokens
 from safe_pruner_node.evaluation.saliency_replay import KeyframeTrace, Replay
-from safe_pruner_node.pruning.forecast import fuse
+from safe_pruner_node.pruning.forecast import deep_forecast, fuse
 from safe_pruner_node.pruning.selection import top_k_with_floors
 
 CORE_SHARE = 0.1
@@ -21,7 +21,7 @@ CORE_SHARE = 0.1
 RANDOM, FASTV, EARLY_ONLY, SAFE = "random", "fastv", "without_forecast", "safe"
 SAFE_PROBE, EARLY_PROBE = "safe_action_probe", "early_action_probe"
 IDENTITY, FORECAST_ONLY, NO_FLOOR, GLOBAL = "safe_identity", "forecast_only", "no_floor", "global"
-ORACLE = "oracle"
+LATE_LAYERS, ORACLE = "safe_late_layers", "oracle"
 
 Scores = Callable[[Replay, int, int], Tensor]
 
@@ -54,6 +54,14 @@ def _early(mode: str | None) -> Scores:
     return lambda replay, _, query: replay.early[mode or replay.settings.query_rows][query]
 
 
+def _late_layers(replay: Replay, reference: int, query: int) -> Tensor:
+    """As SAFE, with every expert layer from ls on in the deep set."""
+    early = replay.early[replay.settings.query_rows][query]
+    late = replay.layers[reference, replay.settings.layer :]
+    forecast = deep_forecast(late, replay.pi(reference, query))
+    return fuse(early, forecast, replay.settings.lambda_)
+
+
 def _identity(replay: Replay, reference: int, query: int) -> Tensor:
     early = replay.early[replay.settings.query_rows][query]
     return fuse(early, replay.deep[reference], replay.settings.lambda_)
@@ -67,6 +75,7 @@ SELECTIONS: Mapping[str, Selection] = {
     NO_FLOOR: Selection("SAFE, no camera floor", _fused(None), floor=False),
     GLOBAL: Selection("SAFE, matched over all cameras", _fused(None, within=False)),
     IDENTITY: Selection("SAFE, same position instead of matching", _identity),
+    LATE_LAYERS: Selection("SAFE, deep set of all layers from ls", _late_layers),
     FORECAST_ONLY: Selection("forecast alone (lambda 1)", lambda r, k, q: r.forecast(k, q)),
     EARLY_PROBE: Selection("action probe without forecast", _early("action_probe")),
     SAFE_PROBE: Selection("SAFE with the action probe", _fused("action_probe")),
