@@ -252,7 +252,9 @@ class ControlSupervisor:
             self._bad_chunks = 0
             self._counters.accepted_chunks += 1
             self._buffer.add(chunk, now_s)
-            self._query_due_s = now_s + self._settings.blend_s + delay_s
+            shown_s = now_s + self._settings.blend_s + delay_s
+            # Never so late that the joints would run out of actions before the answer.
+            self._query_due_s = min(shown_s, chunk.end_s - delay_s)
             if self._armed:
                 self._armed, self._mode = False, Mode.POLICY
             self._reason = ""

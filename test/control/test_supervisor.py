@@ -349,6 +349,14 @@ def test_a_query_waits_until_it_shows_the_chunk_before_it(rig):
     assert r.supervisor.wants_query(r.now)  # armed: the joints stand still
 
 
+def test_a_query_never_waits_for_the_chunk_to_run_out(rig):
+    """A chunk of 0.97 s that took 0.6 s leaves 0.37 s; the answer needs another 0.6 s."""
+    r = rig(blend_s=0.1).run()
+    r.tick(70)
+    assert r.offer(time_s=r.now - 0.6).ok
+    assert r.supervisor.wants_query(r.now)
+
+
 def play(rig, delay_s):
     """A policy that goes on from what it sees, answering late; returns the commands."""
     r = rig(blend_s=0.1).start()
