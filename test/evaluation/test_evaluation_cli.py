@@ -74,6 +74,7 @@ def in_thread(monkeypatch):
 @pytest.mark.usefixtures("in_thread")
 def test_every_method_and_the_table_from_the_file_alone(small_checkpoint, tmp_path, capsys):
     words = options(small_checkpoint, tmp_path, "--episodes", "1", "--gamma", "1.5")
+    words = ["--query-period-s", "0.3", *words]
     assert command.main(words) == 0
     lines = read_lines(tmp_path / "evaluation.jsonl")
     assert len(lines) == 7
@@ -122,7 +123,7 @@ def test_out_of_time_begins_nothing_and_loses_nothing(small_checkpoint, tmp_path
 @pytest.mark.usefixtures("in_thread")
 def test_gamma_with_its_evidence(small_checkpoint, tmp_path, capsys):
     words = options(small_checkpoint, tmp_path, "--episodes", "1", "--calibrate-gamma")
-    words += ["--query-period-s", "0.1", "--latency-s", "0.05", "--keyframe-rate", "0.4"]
+    words += ["--query-period-s", "0.1", "--latency-s", "0.0", "--keyframe-rate", "0.4"]
     assert command.main(words) == 0
     evidence = json.loads((tmp_path / "gamma.json").read_text())
     last = evidence["trials"][-1]

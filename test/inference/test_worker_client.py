@@ -39,7 +39,9 @@ def test_life_of_a_worker(launch, observe, robot):
     assert worker.client.state is WorkerState.READY
     assert result.chunk.epoch == 3
     assert result.camera_stamp_ns == 777
-    np.testing.assert_allclose(result.chunk.actions[0], robot.home, atol=1e-12)
+    said = robot.layout.to_policy_state(robot.home)[None]  # the fake says what it saw
+    meant = robot.layout.to_robot_actions(said, robot.home)[0]
+    np.testing.assert_allclose(result.chunk.actions[0], meant, atol=1e-12)
     assert result.overlays == {}
     assert 0 < result.worker_ms < result.round_trip_ms
 
