@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
-import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +33,10 @@ class Job:
 
 
 class FrameStore:
-    """Every kept frame of every camera, uint8, filled by several processes.
+    """Every kept frame of every camera, uint8, filled by several threads.
 
-    The memory is anonymous and shared, so that forked readers write straight into it.
+    Threads and not processes: the decoder and the resizing let go of the interpreter lock, and a
+    process forked from one with torch's threads in it may hang.
 
     Args:
         cameras: Camera keys of the data set, in the policy's order.
@@ -48,11 +48,7 @@ class FrameStore:
         self, cameras: Sequence[str], shapes: Sequence[tuple[int, int]], frames: int
     ) -> None:
         self.cameras = tuple(cameras)
-        self._arrays: list[NDArray[np.uint8]] = []
-        for height, width in shapes:
-            block = mmap.mmap(-1, max(1, frames * height * width * 3))
-            flat = np.frombuffer(block, np.uint8, frames * height * width * 3)
-            self._arrays.append(flat.reshape(frames, height, width, 3))
+        self._arrays = [np.empty((frames, h, w, 3), np.uint8) for h, w in shapes]
         self._tensors = [torch.from_numpy(array) for array in self._arrays]
 
     @property
@@ -66,17 +62,10 @@ class FrameStore:
         Args:
             jobs: Which episode goes where.
             read: Decodes one camera of one episode.
-            workers: Processes; 1 decodes in this one.
+            workers: Threads.
         """
-        if workers == 1:
-            for job in jobs:
-                yield self._fill_one(job, read)
-            return
-        # Forked, so that the mapping above is shared: spawned processes could not see it.
-        context = multiprocessing.get_context("fork")
-        _Inherited.store, _Inherited.read = self, read
-        with context.Pool(workers) as pool:
-            yield from pool.imap_unordered(_fill_inherited, jobs, chunksize=1)
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            yield from pool.map(lambda job: self._fill_one(job, read), jobs)
 
     def _fill_one(self, job: Job, read: ReadFrames) -> int:
         for camera, array in zip(self.cameras, self._arrays, strict=True):
@@ -88,14 +77,3 @@ class FrameStore:
     def gather(self, rows: Tensor) -> list[Tensor]:
         """Frames of each camera, [B, h, w, 3] uint8 each."""
         return [tensor.index_select(0, rows) for tensor in self._tensors]
-
-
-class _Inherited:
-    """What forked workers find in their copy of this process."""
-
-    store: FrameStore
-    read: ReadFrames
-
-
-def _fill_inherited(job: Job) -> int:
-    return _Inherited.store._fill_one(job, _Inherited.read)  # noqa: SLF001 - same module

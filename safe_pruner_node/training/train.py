@@ -80,7 +80,7 @@ class TrainOptions:
     validate_minutes: float = 2.0
     """Time between two open-loop errors (and saves of the state)."""
     workers: int = 2
-    """Processes that decode the videos."""
+    """Threads that decode the videos."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0

@@ -87,7 +87,7 @@ def load_training_set(
         stats: Normalisation to keep; None computes it from the data.
         stride: Every how many frames one becomes a sample.
         validation_share: Episodes held out.
-        workers: Processes that decode.
+        workers: Threads that decode.
         console: Tells how far it is.
 
     Raises:
