@@ -243,7 +243,7 @@ class ControlSupervisor:
         """
         with self._lock:
             delay_s = max(0.0, now_s - chunk.time_s)
-            if self._armed:
+            if self._armed and chunk.end_s > now_s:  # one that took longer than it lasts is dropped
                 chunk = replace(chunk, time_s=max(chunk.time_s, now_s))
             refusal = self._refusal(chunk, now_s)
             if refusal:

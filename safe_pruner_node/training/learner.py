@@ -62,7 +62,12 @@ class Learner:
         )
 
     def accumulate(
-        self, batch: Batch, repeats: int, share: float, landmark_weight: float, random: Generator
+        self,
+        batch: Batch,
+        repeats: int,
+        share: float,
+        landmark_weight: float,
+        random: torch.Generator,
     ) -> Losses:
         """Add the gradients of one micro-batch.
 
@@ -124,9 +129,6 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         with torch.no_grad():
             torch._foreach_copy_(self._copies, self._weights)
-
-
-Generator = torch.Generator
 
 
 def _compile_layers(model: nn.Module) -> None:

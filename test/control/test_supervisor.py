@@ -325,6 +325,14 @@ def test_the_first_chunk_begins_with_its_first_action(rig):
     assert r.supervisor.remaining_actions >= 29
 
 
+def test_a_first_chunk_that_took_longer_than_it_lasts_is_dropped(rig):
+    """What it saw is too long ago, though the joints stood still."""
+    r = rig().start()
+    outcome = r.offer(time_s=r.now - 2.0)
+    assert not outcome.ok
+    assert "ended" in outcome.message
+
+
 def test_a_later_chunk_is_compensated_for_its_delay(rig):
     r = rig(blend_s=0.0).run()
     r.tick(60)
