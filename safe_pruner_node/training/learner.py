@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from safe_pruner_node.pi05.checkpoint import mixed_dtype
 from safe_pruner_node.pi05.model import GemmaLayer, Pi05, SiglipLayer
-from safe_pruner_node.training.objective import Batch, LandmarkHead, Losses, draw_times, losses
+from safe_pruner_node.pruning.settings import PrunerSettings
+from safe_pruner_node.training.objective import (
+    Batch,
+    LandmarkHead,
+    Losses,
+    best_tokens,
+    draw_times,
+    losses,
+)
 
 ADAM_BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 1e-4
@@ -38,6 +46,7 @@ class Learner:
         self.device = device
         self.ema = ema
         self.step = 0
+        self.pruner = PrunerSettings()  # the layers of the shipped preset
         self._master = model.to(device)
         width = model.config.vlm.width
         coordinates = landmark_coordinates
@@ -67,6 +76,7 @@ class Learner:
         repeats: int,
         share: float,
         landmark_weight: float,
+        keep_share: float,
         random: torch.Generator,
     ) -> Losses:
         """Add the gradients of one micro-batch.
@@ -76,12 +86,15 @@ class Learner:
             repeats: Draws of noise and flow time per sample.
             share: Weight of this micro-batch in the step.
             landmark_weight: Weight of the auxiliary loss.
+            keep_share: Of the visual tokens, from the pruning layer on.
             random: On the device.
         """
         count = repeats * len(batch.actions)
         shape = (count, *batch.actions.shape[1:])
         noise = torch.randn(shape, generator=random, device=self.device)
-        found = losses(self._working, self.head, batch, noise, draw_times(count, random))
+        t = draw_times(count, random)
+        kept = best_tokens(self._working, batch, self.pruner, keep_share, random)
+        found = losses(self._working, self.head, batch, noise, t, kept)
         total = share * (found.flow + landmark_weight * found.landmarks)
         total.backward()
         return Losses(found.flow.detach(), found.landmarks.detach())
@@ -133,6 +146,8 @@ class Learner:
 
 def _compile_layers(model: nn.Module) -> None:
     """Compile layer by layer: seconds instead of minutes, and most of the gain."""
+    # One variant per kind of layer, kept share and grad mode; the default gives up after 8.
+    torch._dynamo.config.recompile_limit = 64  # noqa: SLF001 - the documented way
     for module in model.modules():
         if isinstance(module, GemmaLayer | SiglipLayer):
             module.compile(dynamic=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from safe_pruner_node.pi05.model import Pi05
@@ -19,7 +20,7 @@ def model_card(
     command: str,
     steps: int,
     elapsed_s: float,
-    error: OpenLoopError,
+    errors: Sequence[OpenLoopError],
 ) -> str:
     """The card as Markdown."""
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -29,7 +30,8 @@ def model_card(
     prompts = "\n".join(f"- {task} ({n})" for task, n in sorted(training_set.tasks.items()))
     return f"""# π0.5 {config.name}: small, trained on scripted demonstrations in the twin
 
-A π0.5 of {parameters:.1f} M parameters (the published model has 3353), trained from scratch on
+A π0.5 of {parameters:.1f} M parameters (the published model has 3353), trained \
+{_beginning(options)} on
 {episodes} demonstrations. It knows its prompts and its robot, nothing else: no pretraining, no
 other scenes, objects or wordings. **It is not for a real robot.**
 
@@ -52,8 +54,9 @@ Prompts and demonstrations of each:
   moving average ({options.ema:g}); augmentation: {options.augment}
 - auxiliary loss ({options.landmark_weight:g}) on the privileged positions of the data set, in
   training only
-- open-loop error on held-out episodes, normalised: {error.near:.4f} over the first third of a
-  chunk, {error.whole:.4f} over all of it
+{_shares(options.keep_shares)}\
+- open-loop error on held-out episodes, normalised, over the first third of a chunk and all of it:
+  {"; ".join(map(str, errors))}
 
 ## Interface
 
@@ -65,4 +68,18 @@ Prompts and demonstrations of each:
 ## Licence
 
 Apache-2.0, as the code.
+"""
+
+
+def _beginning(options: TrainOptions) -> str:
+    return "from scratch" if options.start is None else f"further, from `{options.start}`,"
+
+
+def _shares(shares: Sequence[float]) -> str:
+    """What the card says of tokens left out; nothing when none were."""
+    if all(share == 1.0 for share in shares):
+        return ""
+    listed = ", ".join(f"{share:g}" for share in shares)
+    return f"""- **visual tokens were left out in training**, as a pruner leaves them out: the steps saw, in
+  turn, {listed} of them from the pruning layer on, chosen by the policy's own late attention, blurred
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -89,10 +90,11 @@ class TrainingProgress:
         )
         self._say(line, done)
 
-    def validated(self, step: int, error: OpenLoopError) -> None:
-        """Tell of an open-loop error."""
-        self._write({"step": step, "open_loop_near": error.near, "open_loop_whole": error.whole})
-        self._error = f"open loop {error.near:.4f} near, {error.whole:.4f} whole"
+    def validated(self, step: int, errors: Sequence[OpenLoopError]) -> None:
+        """Tell of open-loop errors."""
+        for error in errors:
+            self._write({"step": step, **{f"open_loop_{k}": v for k, v in asdict(error).items()}})
+        self._error = "open loop " + "; ".join(map(str, errors))
         self._say(f"step {step}  {self._error}", None)
 
     def _say(self, line: str, done: float | None) -> None:

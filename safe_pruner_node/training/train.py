@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,11 @@ from safe_pruner_node.training.batches import BatchSource, Prefetcher
 from safe_pruner_node.training.initial import fresh_model
 from safe_pruner_node.training.learner import Learner
 from safe_pruner_node.training.model_card import model_card
+from safe_pruner_node.training.objective import best_tokens
 from safe_pruner_node.training.progress import TrainingProgress
 from safe_pruner_node.training.schedule import Budget
 from safe_pruner_node.training.training_set import TrainingSet, load_training_set
 from safe_pruner_node.training.validation import OpenLoopError, open_loop_error, predict
-
-_UNTIMED_STEPS = 2
-"""Steps before the clock starts: they compile kernels, and the learning rate follows the clock."""
 
 STATE = "state.pt"
 LOG = "log.jsonl"
@@ -69,6 +68,9 @@ class TrainOptions:
     """Part of the weight average that stays at each step; the average is what is exported."""
     landmark_weight: float = 0.5
     """Weight of the auxiliary loss on the data set's environment_state; 0 switches it off."""
+    keep_shares: tuple[float, ...] = (1.0,)
+    """Shares of the visual tokens that the steps see from the pruning layer on, in turn. Below 1
+    the policy's own late attention chooses them, so that it bears a pruner; costs a pass more."""
     augment: AugmentationKind = "openpi"
     """openpi: crop, rotation and colours; colour: colours only; none."""
     stride: int = 2
@@ -133,14 +135,14 @@ def train(options: TrainOptions, console: Console) -> str:
     learner = Learner(model, coordinates, device, options.ema)
     elapsed_s = _resume(options, learner, console)
     run = _Run(options, training_set, learner, device, elapsed_s, console)
-    finished, error = run.loop()
-    if not finished:
+    errors = run.loop()
+    if errors is None:
         return f"stopped at step {learner.step}, resumable: the same command goes on"
     directory = options.out / "checkpoint"
-    _export(directory, learner, training_set, tokenizer, options, error, run.elapsed_s)
+    _export(directory, learner, training_set, tokenizer, options, errors, run.elapsed_s)
     return (
         f"{directory}: {learner.step} steps in {run.elapsed_s / 60:.1f} min on {device.type}, "
-        f"open-loop error {error.near:.4f} near, {error.whole:.4f} whole (normalised)"
+        f"open-loop error, normalised: {'; '.join(map(str, errors))}"
     )
 
 
@@ -162,11 +164,13 @@ class _Run:
         self._device = device
         self._console = console
         self._before_s = self.elapsed_s = elapsed_s
+        # These compile kernels, and the learning rate follows the clock: it starts after them.
+        self._untimed_steps = 1 + len(options.keep_shares)
         self._budget = Budget(options.steps, options.minutes)
         self._random = torch.Generator(device).manual_seed(options.seed + 7919 * learner.step)
 
-    def loop(self) -> tuple[bool, OpenLoopError]:
-        """Train until the budget is spent; returns whether it is, and the last error."""
+    def loop(self) -> list[OpenLoopError] | None:
+        """Train until the budget is spent; returns the last errors, None when it is not spent."""
         options, learner = self._options, self._learner
         micro = options.batch // options.micro_batches
         source = BatchSource(self._set, self._device, options.augment, options.seed)
@@ -176,25 +180,27 @@ class _Run:
         progress = TrainingProgress(self._console, options.out / LOG)
         with progress, Prefetcher(source, micro, learner.step * options.micro_batches) as batches:
             while True:
-                here_s = time.monotonic() - begun_s if steps_here >= _UNTIMED_STEPS else 0.0
+                here_s = time.monotonic() - begun_s if steps_here >= self._untimed_steps else 0.0
                 self.elapsed_s = self._before_s + here_s
                 done = self._budget.progress(learner.step, self.elapsed_s)
                 if done >= 1.0:
                     break
                 rate = self._budget.learning_rate(done, options.learning_rate)
+                keep_share = options.keep_shares[learner.step % len(options.keep_shares)]
                 found = [
                     learner.accumulate(
                         next(batches),
                         options.flow_repeats,
                         1.0 / options.micro_batches,
                         options.landmark_weight,
+                        keep_share,
                         self._random,
                     )
                     for _ in range(options.micro_batches)
                 ]
                 norm = learner.update(rate)
                 steps_here += 1
-                if steps_here == _UNTIMED_STEPS:
+                if steps_here == self._untimed_steps:
                     if self._device.type == "cuda":
                         torch.cuda.synchronize()
                     begun_s = time.monotonic()
@@ -205,29 +211,32 @@ class _Run:
                     self._save()
                 if options.stop_after_minutes and here_s > 60.0 * options.stop_after_minutes:
                     self._save()
-                    return False, OpenLoopError(float("nan"), float("nan"))
-        error = self._validate()
-        progress.validated(learner.step, error)
+                    return None
+        errors = self._validate()
+        progress.validated(learner.step, errors)
         self._save()
-        return True, error
+        return errors
 
     def _save(self) -> None:
         self._learner.save(
             self._options.out / STATE, elapsed_s=self.elapsed_s, options=_fixed(self._options)
         )
 
-    def _validate(self) -> OpenLoopError:
-        """Open-loop error of the averaged weights on held-out episodes."""
+    def _validate(self) -> list[OpenLoopError]:
+        """Open-loop errors of the averaged weights on held-out episodes, for every share."""
+        shares = sorted({1.0, *self._options.keep_shares}, reverse=True)
+        return [self._error(share) for share in shares]
+
+    def _error(self, share: float) -> OpenLoopError:
         source = BatchSource(self._set, self._device, "none", 0)
         random = torch.Generator(self._device).manual_seed(0)
-        predicted, wanted = [], []
+        model, predicted, wanted = self._learner.average, [], []
         for batch in source.held_out(self._options.validation_samples, self._options.batch):
             noise = torch.randn(batch.actions.shape, generator=random, device=self._device)
-            predicted.append(predict(self._learner.average, batch, noise))
+            kept = best_tokens(model, batch, self._learner.pruner, share, random)
+            predicted.append(predict(model, batch, noise, kept))
             wanted.append(batch.actions)
-        if not wanted:
-            return OpenLoopError(float("nan"), float("nan"))
-        return open_loop_error(predicted, wanted)
+        return open_loop_error(predicted, wanted, share)
 
 
 def _check(options: TrainOptions) -> None:
@@ -242,6 +251,9 @@ def _check(options: TrainOptions) -> None:
     ):
         if value < least:
             raise ConfigError(key, "", value, f"at least {least}")
+    if not options.keep_shares or not all(0.0 < share <= 1.0 for share in options.keep_shares):
+        expected = "numbers above 0, at most 1"
+        raise ConfigError("--keep-shares", "", list(options.keep_shares), expected)
     if options.batch % options.micro_batches:
         expected = f"a multiple of --micro-batches, {options.micro_batches}"
         raise ConfigError("--batch", "", options.batch, expected)
@@ -310,7 +322,7 @@ def _export(
     training_set: TrainingSet,
     tokenizer: PromptTokenizer,
     options: TrainOptions,
-    error: OpenLoopError,
+    errors: Sequence[OpenLoopError],
     elapsed_s: float,
 ) -> None:
     """The averaged weights as a checkpoint in openpi's layout, with a model card."""
@@ -319,7 +331,7 @@ def _export(
         parameter.data = parameter.data.to(mixed_dtype(name))
     save_openpi(directory, model.cpu(), training_set.stats, ASSET_ID, tokenizer.model_path)
     command = " ".join(sys.argv[1:])
-    card = model_card(model, training_set, options, command, learner.step, elapsed_s, error)
+    card = model_card(model, training_set, options, command, learner.step, elapsed_s, errors)
     (directory / "README.md").write_text(card, encoding="utf-8")
     record = {"steps": learner.step, "minutes": elapsed_s / 60, "command": command}
     (options.out / "summary.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -32,12 +32,12 @@ def batch():
 
 def test_prefix_is_the_models_own(model, batch):
     """The pass that keeps gradients gives the cache that inference would have."""
-    kv, text, length = prefix(model, batch)
+    seen = prefix(model, batch)
     tokens = [model.embed_images(images) for images in batch.images]
     wanted = model.prefill(torch.cat([*tokens, model.embed_text(batch.tokens)], 1))
-    assert length == 2 * TINY.vision.tokens + 6
-    assert text.shape == (3, 6, TINY.vlm.width)
-    for ours, theirs in zip(kv, wanted, strict=True):
+    assert seen.length == 2 * TINY.vision.tokens + 6
+    assert seen.text.shape == (3, 6, TINY.vlm.width)
+    for ours, theirs in zip(seen.kv, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -100,6 +100,24 @@ def test_it_learns_and_the_checkpoint_runs(dataset, untrained, tmp_path, robot):
     assert np.isfinite(actions).all()
 
 
+def test_shares_of_the_tokens_are_trained_measured_and_disclosed(
+    dataset, small_checkpoint, tmp_path
+):
+    out = tmp_path / "run"
+    line = train(
+        options(dataset, small_checkpoint, out, steps=2, keep_shares=(1.0, 0.25)),
+        Console(quiet=True),
+    )
+    assert "(1 of the tokens)" in line
+    assert "(0.25 of the tokens)" in line
+    card = (out / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert "visual tokens were left out in training" in card
+    shares = {entry["open_loop_share"] for entry in log(out) if "open_loop_share" in entry}
+    assert shares == {1.0, 0.25}
+    with pytest.raises(ConfigError, match=r"--keep-shares: found \[0.0\]"):
+        train(options(dataset, small_checkpoint, out, steps=2, keep_shares=(0.0,)), Console())
+
+
 def test_an_interrupted_run_goes_on_where_it_was(dataset, small_checkpoint, tmp_path):
     out = tmp_path / "run"
     stopped = options(dataset, small_checkpoint, out, stop_after_minutes=1e-6, steps=5)
