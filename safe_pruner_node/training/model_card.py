@@ -80,6 +80,7 @@ def _shares(shares: Sequence[float]) -> str:
     if all(share == 1.0 for share in shares):
         return ""
     listed = ", ".join(f"{share:g}" for share in shares)
-    return f"""- **visual tokens were left out in training**, as a pruner leaves them out: the steps saw, in
-  turn, {listed} of them from the pruning layer on, chosen by the policy's own late attention, blurred
+    return f"""- **visual tokens were left out in training**, as a pruner leaves them out: the steps
+  saw, in turn, {listed} of them from the pruning layer on, chosen by the policy's own late
+  attention, blurred
 """

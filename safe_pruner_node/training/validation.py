@@ -45,7 +45,7 @@ def predict(model: Pi05, batch: Batch, noise: Tensor, kept: Kept | None = None) 
 def open_loop_error(
     predicted: list[Tensor], wanted: list[Tensor], share: float = 1.0
 ) -> OpenLoopError:
-    """Error over batches of chunks, [B, H, A], predicted from a share of the tokens; NaN of none."""
+    """Error over batches of chunks [B, H, A] predicted from a share of the tokens; NaN of none."""
     if not predicted:
         return OpenLoopError(share, float("nan"), float("nan"))
     error = torch.cat([(p - w).abs() for p, w in zip(predicted, wanted, strict=True)])
