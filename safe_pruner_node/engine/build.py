@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from safe_pruner_node.engine.base import Engine
-from safe_pruner_node.engine.eager import EagerEngine
+from safe_pruner_node.engine.graphs import GraphRunner
+from safe_pruner_node.engine.policy import PolicyEngine
+from safe_pruner_node.engine.runner import EagerRunner, Runner
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint, load_checkpoint
@@ -21,7 +23,7 @@ def build_engine(settings: EngineSettings) -> Engine:
     Raises:
         ConfigError: Checkpoint, tokenizer, statistics, device or pruner do not fit.
     """
-    return eager_engine(*load_policy(settings), settings)
+    return policy_engine(*load_policy(settings), settings)
 
 
 def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
@@ -33,6 +35,7 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
+    choose_runner(settings.path, device)  # before a large checkpoint is read
     checkpoint = load_checkpoint(
         settings.checkpoint, device=device, dtype=settings.dtype, asset_id=settings.asset_id
     )
@@ -49,21 +52,22 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
     return checkpoint, tokenizer
 
 
-def eager_engine(
+def policy_engine(
     checkpoint: Checkpoint, tokenizer: PromptTokenizer, settings: EngineSettings
-) -> EagerEngine:
-    """An eager engine with a session of its own on a loaded policy.
+) -> PolicyEngine:
+    """An engine with a session of its own on a loaded policy.
 
     Raises:
-        ConfigError: The pruner does not fit the model.
+        ConfigError: The pruner does not fit the model, or the path the device.
     """
-    return EagerEngine(
+    return PolicyEngine(
         checkpoint,
         tokenizer,
         settings.pruner,
         flow_steps=settings.flow_steps,
         seed=settings.seed,
         state_in_prompt=settings.state_in_prompt,
+        runner=choose_runner(settings.path, checkpoint.model.device),
     )
 
 
@@ -78,6 +82,20 @@ def choose_device(name: str) -> torch.device:
         found = "cuda, but torch sees no CUDA device"
         raise ConfigError("parameter", "device", found, "cpu, or a CUDA build of torch and a GPU")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def choose_runner(path: str, device: torch.device) -> Runner:
+    """A new runner of ``auto``, ``eager`` or ``graphs``.
+
+    Raises:
+        ConfigError: ``graphs`` on a CPU.
+    """
+    if path == "graphs" and device.type != "cuda":
+        found = f"graphs, on device {device.type}"
+        raise ConfigError("parameter", "path", found, "auto or eager: graphs are CUDA's")
+    if path == "graphs" or (path == "auto" and device.type == "cuda"):
+        return GraphRunner(device)
+    return EagerRunner()
 
 
 def _check_sizes(checkpoint: Checkpoint, settings: EngineSettings) -> None:

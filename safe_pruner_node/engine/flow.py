@@ -9,6 +9,8 @@ Shapes: B = 1, H horizon, A action_dim, D expert width, h query heads, g key hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -20,6 +22,8 @@ from safe_pruner_node.pruning.saliency import visual_saliency
 class FlowSchedule:
     """What does not change from one policy query to the next: times, Euler step, conditions.
 
+    Two of the same model and number of steps are equal.
+
     Args:
         model: The policy.
         steps: Euler steps.
@@ -27,6 +31,7 @@ class FlowSchedule:
 
     @torch.inference_mode()
     def __init__(self, model: Pi05, steps: int) -> None:
+        self._model = model
         times, self.dt = flow_schedule(steps)
         self.conditions = tuple(  # adaRMS condition of each step, [1, D]
             model.time_condition(torch.tensor([t], device=model.device)) for t in times
@@ -35,46 +40,83 @@ class FlowSchedule:
     def __len__(self) -> int:
         return len(self.conditions)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FlowSchedule):
+            return NotImplemented
+        return self._model is other._model and len(self) == len(other)
 
-class DeepProbe:
-    """Collects the action-to-visual saliency of chosen expert layers over the denoise steps.
+    def __hash__(self) -> int:
+        return hash((id(self._model), len(self)))
 
-    Args:
+
+@dataclass(frozen=True)
+class DeepSettings:
+    """Which action-to-visual saliency to take from the expert.
+
+    Attributes:
         layers: Expert layers to watch (the deep set).
         n_visual: Visual tokens at the front of the prefix, none pruned.
         over: As in `visual_saliency`.
         steps: Denoise steps to watch: ``mean`` of all, ``first`` or ``last``.
+    """
+
+    layers: tuple[int, ...]
+    n_visual: int
+    over: str
+    steps: str
+
+
+class DeepProbe:
+    """Collects that saliency over the denoise steps.
+
+    Args:
+        settings: What to watch.
         n_steps: Denoise steps there are.
     """
 
-    def __init__(
-        self, layers: Sequence[int], n_visual: int, over: str, steps: str, n_steps: int
-    ) -> None:
-        self.layers = tuple(layers)
-        self._n_visual = n_visual
-        self._over = over
+    def __init__(self, settings: DeepSettings, n_steps: int) -> None:
+        self._settings = settings
         watched = {"mean": range(n_steps), "first": (0,), "last": (n_steps - 1,)}
-        self._steps = frozenset(watched[steps])
+        self._steps = frozenset(watched[settings.steps])
         self._sums: dict[int, Tensor] = {}
 
     def see(self, step: int, layer: int, query: Tensor, keys: Tensor) -> None:
         """Take queries [1, h, H, d] over keys [1, g, N + H, d] into account, if watched."""
-        if layer not in self.layers or step not in self._steps:
+        if layer not in self._settings.layers or step not in self._steps:
             return
-        saliency = visual_saliency(query[0], keys[0], self._n_visual, self._over)
+        n_visual, over = self._settings.n_visual, self._settings.over
+        saliency = visual_saliency(query[0], keys[0], n_visual, over)
         known = self._sums.get(layer)
         self._sums[layer] = saliency if known is None else known + saliency
 
     def saliency(self) -> Tensor:
         """Mean over the watched steps, one row per layer, [n_layers, N_vis]."""
-        return torch.stack([self._sums[layer] for layer in self.layers]) / len(self._steps)
+        rows = [self._sums[layer] for layer in self._settings.layers]
+        return torch.stack(rows) / len(self._steps)
+
+
+@dataclass(frozen=True)
+class FlowProbe:
+    """The first layers of the first denoise step.
+
+    Attributes:
+        x: Hidden states after them, [1, H, D].
+        queries: What each of them used, [1, h, H, d].
+        suffix: Keys and values that each of them made, [1, g, H, d].
+        keys: Keys that the last of them attended to, prefix then suffix, [1, g, N + H, d].
+    """
+
+    x: Tensor
+    queries: tuple[Tensor, ...]
+    suffix: tuple[KeyValue, ...]
+    keys: Tensor
 
 
 class ActionFlow:
     """Denoises one chunk.
 
     `probe` may run the first layers of the first step before the later layers' prefix exists;
-    `run` then goes on from there instead of repeating them.
+    `run` then goes on from there instead of repeating them. Neither changes what it is given.
 
     Args:
         model: The policy.
@@ -91,66 +133,67 @@ class ActionFlow:
         positions = prefix_len + torch.arange(self._horizon, device=noise.device)[None]
         self._rope: Rope = model.rope(positions)
         self._blocks = model.expert.blocks()
-        self._buffers: list[KeyValue] = []
-        self._probed: Tensor | None = None
-        self._probed_queries: list[Tensor] = []
 
-    def probe(self, cache: Sequence[KeyValue]) -> tuple[Tensor, Tensor]:
+    def probe(self, cache: Sequence[KeyValue]) -> FlowProbe:
         """Run as many layers of the first step as the prefix cache has.
 
         Args:
             cache: Keys and values of layers 0..ls-1.
-
-        Returns:
-            Queries of layer ls-1, [h, H, d], and its keys, prefix then suffix, [g, N + H, d].
         """
-        self._attach(cache)
-        x = self._model.embed_actions(self._noise)
-        cond = self._schedule.conditions[0]
+        buffers = [self._buffer(pair) for pair in cache]
+        x, cond = self._model.embed_actions(self._noise), self._schedule.conditions[0]
+        queries = []
         for layer in range(len(cache)):
-            x, query = self._layer(layer, x, cond)
-            self._probed_queries.append(query)
-        self._probed = x
-        return self._probed_queries[-1][0], self._buffers[len(cache) - 1][0][0]
+            x, query = self._layer(layer, x, cond, buffers)
+            queries.append(query)
+        suffix = tuple((k[:, :, -self._horizon :], v[:, :, -self._horizon :]) for k, v in buffers)
+        return FlowProbe(x, tuple(queries), suffix, buffers[-1][0])
 
-    def run(self, cache: Sequence[KeyValue], deep: DeepProbe | None = None) -> Tensor:
+    def run(
+        self,
+        cache: Sequence[KeyValue],
+        probed: FlowProbe | None = None,
+        deep: DeepProbe | None = None,
+    ) -> Tensor:
         """Integrate from noise to actions.
 
         Args:
             cache: Keys and values of every layer; lengths may differ.
+            probed: What `probe` gave; None begins at the first layer.
             deep: Collects saliency on the way.
 
         Returns:
             Normalised actions, [1, H, A].
         """
-        self._attach(cache[len(self._buffers) :])
+        known: tuple[KeyValue, ...] = () if probed is None else probed.suffix
+        buffers = [self._buffer(pair, own) for pair, own in zip_longest(cache, known)]
         x_t = self._noise
         for step, cond in enumerate(self._schedule.conditions):
             x, start = self._model.embed_actions(x_t), 0
-            if step == 0 and self._probed is not None:
-                x, start = self._probed, len(self._probed_queries)
+            if step == 0 and probed is not None:
+                x, start = probed.x, len(probed.queries)
                 if deep is not None:
-                    for layer, query in enumerate(self._probed_queries):
-                        deep.see(step, layer, query, self._buffers[layer][0])
+                    for layer, query in enumerate(probed.queries):
+                        deep.see(step, layer, query, buffers[layer][0])
             for layer in range(start, len(self._blocks)):
-                x, query = self._layer(layer, x, cond)
+                x, query = self._layer(layer, x, cond, buffers)
                 if deep is not None:
-                    deep.see(step, layer, query, self._buffers[layer][0])
+                    deep.see(step, layer, query, buffers[layer][0])
             x_t = x_t + self._schedule.dt * self._model.velocity(x, cond)
         return x_t
 
-    def _attach(self, cache: Sequence[KeyValue]) -> None:
-        """Copy prefix keys and values into buffers with room for the suffix."""
-        for pair in cache:
-            k, v = (
-                torch.cat([t, t.new_empty(*t.shape[:2], self._horizon, t.shape[3])], 2)
-                for t in pair
-            )
-            self._buffers.append((k, v))
+    def _buffer(self, pair: KeyValue, own: KeyValue | None = None) -> KeyValue:
+        """Prefix keys and values with room for the suffix behind them, or with the suffix."""
+        k, v = pair
+        shape = (*k.shape[:2], self._horizon, k.shape[3])
+        own_k, own_v = own or (k.new_empty(shape), v.new_empty(shape))
+        return torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
 
-    def _layer(self, layer: int, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    def _layer(
+        self, layer: int, x: Tensor, cond: Tensor, buffers: Sequence[KeyValue]
+    ) -> tuple[Tensor, Tensor]:
         """One expert layer: hidden states [1, H, D] and the queries [1, h, H, d] it used."""
-        block, (k, v) = self._blocks[layer], self._buffers[layer]
+        block, (k, v) = self._blocks[layer], buffers[layer]
         query, own_k, own_v, gate = block.qkv(x, self._rope, cond)
         k[:, :, -self._horizon :] = own_k
         v[:, :, -self._horizon :] = own_v

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, FlowSchedule
-from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_early, prefill_late
+from safe_pruner_node.engine import stages
+from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
+from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_late
+from safe_pruner_node.engine.runner import EagerRunner, Runner
 from safe_pruner_node.engine.timing import StageTimer
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Scene
@@ -45,15 +47,21 @@ class PolicySession:
         model: The policy; B = 1, no padding, no masks.
         settings: The pruning method.
         flow_steps: Euler steps; None takes the model's.
+        runner: Runs the model's stages; sessions may share one. None runs them eagerly.
 
     Raises:
         ConfigError: The pruner's settings do not fit the model.
     """
 
     def __init__(
-        self, model: Pi05, settings: PrunerSettings, flow_steps: int | None = None
+        self,
+        model: Pi05,
+        settings: PrunerSettings,
+        flow_steps: int | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self.model = model
+        self.runner = EagerRunner() if runner is None else runner
         self.settings = settings
         self.pruner = build_pruner(settings, model.config.vlm.depth)
         self.schedule = FlowSchedule(model, flow_steps or model.config.flow_steps)
@@ -102,7 +110,7 @@ class PolicySession:
         """
         timer = timer or StageTimer(noise.device)
         with timer.stage("vision"):
-            z = self.model.embed_images(images).flatten(0, 1)  # [N_vis, D]
+            z = self.runner.run(stages.see, (self.model,), images)  # [N_vis, D]
         if self.pruner.layer is None:
             actions = self._full_step(z, tokens, noise, timer)
             decision = Decision()
@@ -110,58 +118,60 @@ class PolicySession:
             actions, decision = self._pruned_step(
                 Scene(z, context), self.pruner.layer, tokens, noise, timer
             )
-        step = SessionStep(actions, decision, self.query, tokens.shape[1], context)
+        # A copy: the runner may write the next step's actions where these are.
+        step = SessionStep(actions.clone(), decision, self.query, tokens.shape[1], context)
         self.query += 1
         return step
 
     def _full_step(self, z: Tensor, tokens: Tensor, noise: Tensor, timer: StageTimer) -> Tensor:
         with timer.stage("prefill"):
-            prefix = torch.cat([z[None], self.model.embed_text(tokens)], 1)
-            cache = self.model.prefill(prefix)
+            cache = self.runner.run(stages.read, (self.model,), z, tokens)
         with timer.stage("denoise"):
-            return ActionFlow(self.model, self.schedule, noise, prefix.shape[1]).run(cache)
+            fixed = (self.model, self.schedule, len(z) + tokens.shape[1], None)
+            actions, _ = self.runner.run(stages.denoise, fixed, cache, noise, None)
+        return actions
 
     def _pruned_step(
         self, scene: Scene, layer: int, tokens: Tensor, noise: Tensor, timer: StageTimer
     ) -> tuple[Tensor, Decision]:
-        model, settings = self.model, self.settings
+        model, settings, run = self.model, self.settings, self.runner.run
         n_visual = len(scene.z)
         with timer.stage("match"):
             self.pruner.begin(scene)
         with timer.stage("prefill_early"):
-            prefix = torch.cat([scene.z[None], model.embed_text(tokens)], 1)
-            early = prefill_early(model, prefix, n_visual, layer)
-        flow = ActionFlow(model, self.schedule, noise, prefix.shape[1])
-        view = self._early_view(scene, early, flow, timer)
+            early = run(stages.read_early, (model, layer), scene.z, tokens)
+        view, probed = self._early_view(scene, early, noise, timer)
         with timer.stage("select"):
             decision = self.pruner.decide(view)
         with timer.stage("prefill_late"):
-            cache = prefill_late(model, early, decision.keep)
+            cache = run(prefill_late, (model,), early, decision.keep)
         with timer.stage("denoise"):
             deep = None
             if decision.capture_deep:
-                deep = DeepProbe(
+                deep = DeepSettings(
                     self.pruner.deep_layers,
                     n_visual,
                     settings.softmax_over,
                     settings.denoise_steps,
-                    len(self.schedule),
                 )
-            actions = flow.run(cache, deep)
+            fixed = (model, self.schedule, early.x.shape[1], deep)
+            actions, saliency = run(stages.denoise, fixed, cache, noise, probed)
             if decision.keyframe:
-                self.pruner.observe(view, None if deep is None else deep.saliency())
+                self.pruner.observe(view, saliency)
         return actions, decision
 
     def _early_view(
-        self, scene: Scene, early: EarlyPrefix, flow: ActionFlow, timer: StageTimer
-    ) -> EarlyView:
+        self, scene: Scene, early: EarlyPrefix, noise: Tensor, timer: StageTimer
+    ) -> tuple[EarlyView, FlowProbe | None]:
+        """What the pruner is shown at layer ls, and what it took of the first denoise step."""
         rows = self.settings.query_rows
         if rows == "action_probe":
             with timer.stage("denoise"):  # the first layers of its first step, only earlier
-                query, keys = flow.probe(early.cache)
-            return EarlyView(scene, query, keys)
+                fixed = (self.model, self.schedule, early.x.shape[1])
+                probed = self.runner.run(stages.probe, fixed, early, noise)
+            return EarlyView(scene, probed.queries[-1][0], probed.keys[0]), probed
         query, keys = early.text_query[0], early.cache[-1][0][0]
-        return EarlyView(scene, query[:, -1:] if rows == "last_text" else query, keys)
+        return EarlyView(scene, query[:, -1:] if rows == "last_text" else query, keys), None
 
 
 def camera_context(

@@ -14,6 +14,7 @@ from safe_pruner_node.pruning.settings import PrunerSettings
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
+PATHS = ("auto", "eager", "graphs")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class EngineSettings:
         tokenizer: SentencePiece file; None takes the checkpoint's own or openpi's cache.
         device: ``auto`` takes CUDA where there is one.
         dtype: ``fp32``, ``bf16`` (openpi's mixed precision) or ``auto``: bf16 on CUDA, fp32 on CPU.
+        path: ``eager`` runs the model one kernel after the other, ``graphs`` as CUDA graphs,
+            ``auto`` takes graphs on CUDA.
         pruner: The pruning method of the first session.
         flow_steps: Euler steps of the action expert; None takes the checkpoint's (10).
         threads: torch threads on the CPU; 0 leaves torch's own choice.
@@ -42,6 +45,7 @@ class EngineSettings:
     tokenizer: Path | None = None
     device: str = "auto"
     dtype: str = "auto"
+    path: str = "auto"
     pruner: PrunerSettings = field(default_factory=PrunerSettings)
     flow_steps: int | None = None
     threads: int = 0
@@ -51,10 +55,9 @@ class EngineSettings:
     action_dim: int | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ConfigError("parameter", "device", self.device, "one of " + ", ".join(DEVICES))
-        if self.dtype not in DTYPES:
-            raise ConfigError("parameter", "dtype", self.dtype, "one of " + ", ".join(DTYPES))
+        for name, choices in (("device", DEVICES), ("dtype", DTYPES), ("path", PATHS)):
+            if (choice := getattr(self, name)) not in choices:
+                raise ConfigError("parameter", name, choice, "one of " + ", ".join(choices))
         for key, minimum in (("flow_steps", 1), ("state_dim", 1), ("action_dim", 1)):
             value = getattr(self, key)
             if value is not None:

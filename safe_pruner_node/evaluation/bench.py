@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 
 from safe_pruner_node.engine.base import Engine
-from safe_pruner_node.engine.build import eager_engine, load_policy
+from safe_pruner_node.engine.build import load_policy, policy_engine
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.bench_report import Bench, Sample, draw, print_report, summarise
@@ -155,7 +155,7 @@ def run(options: BenchOptions) -> Bench:
     )
     checkpoint, tokenizer = load_policy(settings)  # one set of weights for all
     engines = {
-        mode: eager_engine(checkpoint, tokenizer, replace(settings, pruner=pruner))
+        mode: policy_engine(checkpoint, tokenizer, replace(settings, pruner=pruner))
         for mode, pruner in pruners.items()
     }
     bench = _measure(engines, checkpoint, options)

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safe_pruner_node.engine.eager import EagerEngine
-from safe_pruner_node.engine.flow import ActionFlow
+from safe_pruner_node.engine.build import choose_runner
+from safe_pruner_node.engine.flow import FlowProbe
+from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, SessionStep
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.engine.timing import StageTimer
@@ -74,9 +76,13 @@ class RecordingSession(PolicySession):
     """A session whose early view is taken with every mode of `query_rows`."""
 
     def __init__(
-        self, model: Pi05, settings: PrunerSettings, flow_steps: int | None = None
+        self,
+        model: Pi05,
+        settings: PrunerSettings,
+        flow_steps: int | None = None,
+        runner: Runner | None = None,
     ) -> None:
-        super().__init__(model, settings, flow_steps)
+        super().__init__(model, settings, flow_steps, runner)
         self.pruner: RecordingPruner = RecordingPruner(settings, model.config.vlm.depth)
         self.early: dict[str, Tensor] = {}
 
@@ -99,21 +105,21 @@ class RecordingSession(PolicySession):
         return super().step(images, tokens, noise, context, timer)
 
     def _early_view(
-        self, scene: Scene, early: EarlyPrefix, flow: ActionFlow, timer: StageTimer
-    ) -> EarlyView:
+        self, scene: Scene, early: EarlyPrefix, noise: Tensor, timer: StageTimer
+    ) -> tuple[EarlyView, FlowProbe | None]:
         asked, n_visual = self.settings, len(scene.z)
         for rows in QUERY_ROWS:
             self.settings = replace(asked, query_rows=rows)
-            view = super()._early_view(scene, early, flow, timer)
+            view, probed = super()._early_view(scene, early, noise, timer)
             self.early[rows] = visual_saliency(view.query, view.keys, n_visual, asked.softmax_over)
             if rows == "last_text":
                 self.early["fastv"] = visual_saliency(view.query, view.keys, n_visual, "all")
         self.settings = asked
-        return view
+        return view, probed
 
 
-class RecordingEngine(EagerEngine):
-    """The eager engine around a recording session.
+class RecordingEngine(PolicyEngine):
+    """The engine around a recording session.
 
     Args:
         checkpoint: The loaded checkpoint.
@@ -127,6 +133,7 @@ class RecordingEngine(EagerEngine):
     def __init__(
         self, checkpoint: Checkpoint, tokenizer: PromptTokenizer, settings: EngineSettings
     ) -> None:
+        runner = choose_runner(settings.path, checkpoint.model.device)
         super().__init__(
             checkpoint,
             tokenizer,
@@ -134,8 +141,11 @@ class RecordingEngine(EagerEngine):
             flow_steps=settings.flow_steps,
             seed=settings.seed,
             state_in_prompt=settings.state_in_prompt,
+            runner=runner,
         )
-        self._recording = RecordingSession(checkpoint.model, settings.pruner, settings.flow_steps)
+        self._recording = RecordingSession(
+            checkpoint.model, settings.pruner, settings.flow_steps, runner
+        )
         self._session = self._recording
         self.queries: list[QuerySaliency] = []
 

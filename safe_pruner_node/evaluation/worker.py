@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 
-from safe_pruner_node.engine.build import eager_engine, load_policy
+from safe_pruner_node.engine.build import load_policy, policy_engine
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.results import pruner_to_json
@@ -81,7 +81,7 @@ class Bench:
         self.plan = plan
         robot = load_robot_config(plan.robot_config)
         checkpoint, tokenizer = load_policy(plan.engine)
-        engine = eager_engine(checkpoint, tokenizer, plan.engine)
+        engine = policy_engine(checkpoint, tokenizer, plan.engine)
         self.policy = PolicyStep(engine, robot)
         engine.warm_up(lambda _text, _fraction: None)
         self.policy.rehearse()

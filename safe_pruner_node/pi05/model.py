@@ -325,7 +325,7 @@ class Pi05(nn.Module):
         """Rotary tables of positions [B, N], for the language model and the expert alike."""
         dim = self.config.vlm.head_dim
         exponent = torch.arange(0, dim, 2, device=positions.device).float() / dim
-        angle = positions[..., None].float() / 10_000.0**exponent  # [B, N, d/2]
+        angle = positions[..., None].float() / torch.pow(10_000.0, exponent)  # [B, N, d/2]
         angle = torch.cat([angle, angle], -1)  # [B, N, d]
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 

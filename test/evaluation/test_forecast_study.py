@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_pruner_node.engine.build import eager_engine, load_policy
+from safe_pruner_node.engine.build import load_policy, policy_engine
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation import forecast_study as command
@@ -290,7 +290,7 @@ def test_the_recorder_sees_what_the_pruner_sees(small_checkpoint, rows):
         checkpoint, tokenizer, replace(settings, pruner=recording_settings(safe))
     )
     recorded = [recorder.step(inputs(q), noises[q])[0] for q in range(3)]
-    vanilla = eager_engine(
+    vanilla = policy_engine(
         checkpoint, tokenizer, replace(settings, pruner=load_preset(None, "vanilla"))
     )
     for q in range(3):
@@ -310,7 +310,7 @@ def test_the_recorder_sees_what_the_pruner_sees(small_checkpoint, rows):
     )
     replay = Replay(record, safe)
     trace = replay.keyframes()
-    engine = eager_engine(checkpoint, tokenizer, settings)
+    engine = policy_engine(checkpoint, tokenizer, settings)
     for q in range(3):
         _, report = engine.step(inputs(q), noises[q])
         assert report.keyframe == trace.keyframe[q]
@@ -330,7 +330,7 @@ def test_the_recorder_sees_what_the_pruner_sees(small_checkpoint, rows):
     assert np.allclose(recorder.act(inputs(2), noises[2], None), recorded[2], atol=1e-6)
     assert not np.allclose(pruned, recorded[2], atol=1e-3)
     assert len(recorder.queries) == 3
-    fastv = eager_engine(
+    fastv = policy_engine(
         checkpoint, tokenizer, replace(settings, pruner=load_preset(None, "fastv"))
     )
     _, report = fastv.step(inputs(1), noises[1])

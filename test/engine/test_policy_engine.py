@@ -195,6 +195,10 @@ def test_noise_of_another_shape_is_refused(build):
         ({"state_dim": 25}, r"norm_stats.*state: found 16 channels, expected 25"),
         ({"action_dim": 14}, r"norm_stats.*actions: found 16 channels, expected 14"),
         ({"pruner": replace(ROBOT, layer=5)}, r"pruners\.yaml: robot\.layer: found 5, .*1\.\.4"),
+        (
+            {"path": "graphs"},
+            r"parameter: path: found graphs, on device cpu, expected auto",
+        ),
         ({"device": "cuda"}, r"parameter: device: found cuda, but torch sees no CUDA device"),
     ],
 )
@@ -223,6 +227,7 @@ def test_a_tokenizer_with_more_pieces_than_the_embedding_fails_the_build(build, 
     [
         ("device", "gpu"),
         ("dtype", "float16"),
+        ("path", "graph"),
         ("flow_steps", 0),
         ("threads", -1),
         ("seed", 1.5),

@@ -1,4 +1,4 @@
-"""The engine that runs anywhere: plain PyTorch, one kernel after the other."""
+"""The engine: observation in, chunk and report out, around one session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from safe_pruner_node.engine.base import Engine, Progress
 from safe_pruner_node.engine.report import step_report
+from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, camera_context
 from safe_pruner_node.engine.timing import StageTimer
 from safe_pruner_node.errors import ConfigError
@@ -20,8 +21,8 @@ from safe_pruner_node.pruning.settings import PrunerSettings
 from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
 
 
-class EagerEngine(Engine):
-    """π0.5 with a pruner on one device, in plain PyTorch.
+class PolicyEngine(Engine):
+    """π0.5 with a pruner on one device.
 
     Args:
         checkpoint: The loaded checkpoint; it needs its normalisation statistics.
@@ -30,6 +31,7 @@ class EagerEngine(Engine):
         flow_steps: Euler steps; None takes the checkpoint's.
         seed: Seed of the denoise noise.
         state_in_prompt: True writes the discretised state into the prompt.
+        runner: Runs the model's stages; None runs them eagerly.
 
     Raises:
         ConfigError: The checkpoint has no statistics, or the pruner does not fit the model.
@@ -44,13 +46,14 @@ class EagerEngine(Engine):
         flow_steps: int | None = None,
         seed: int = 0,
         state_in_prompt: bool = True,
+        runner: Runner | None = None,
     ) -> None:
         if checkpoint.norm_stats is None:
             raise ConfigError(checkpoint.stats_path, "", "no such file", "the policy's statistics")
         self._checkpoint = checkpoint
         self._stats: NormStats = checkpoint.norm_stats
         self._tokenizer = tokenizer
-        self._session = PolicySession(checkpoint.model, pruner, flow_steps)
+        self._session = PolicySession(checkpoint.model, pruner, flow_steps, runner)
         self._seed = seed
         self._state_in_prompt = state_in_prompt
         self._episode = 0
@@ -108,20 +111,25 @@ class EagerEngine(Engine):
         self._session.set_pruner(settings)
 
     def describe(self) -> str:
-        """Device, type and threads."""
-        model = self._checkpoint.model
+        """Path, device, type and threads."""
+        model, path = self._checkpoint.model, self._session.runner.path
         dtype = "bf16" if model.dtype == torch.bfloat16 else "fp32"
         if model.device.type == "cpu":
             threads = torch.get_num_threads()
-            return f"eager cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"
-        return f"eager {torch.cuda.get_device_name(model.device)} {dtype}"
+            return f"{path} cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"
+        return f"{path} {torch.cuda.get_device_name(model.device)} {dtype}"
 
     def warm_up(self, progress: Progress) -> None:
-        """Run a keyframe and a pruned step on grey images, in a session of their own."""
+        """Run a keyframe and a pruned step on grey images, in a session of their own.
+
+        With graphs this loads every kernel and captures what three cameras need; what depends on
+        the length of the prompt is captured for this one, and for another at its first step.
+        """
         config, session = self._checkpoint.config, self._session
         # Without floors: how many cameras there will be is not known yet.
         settings = replace(session.settings, camera_floor=0)
-        rehearsal = PolicySession(self._checkpoint.model, settings, len(session.schedule))
+        steps = len(session.schedule)
+        rehearsal = PolicySession(self._checkpoint.model, settings, steps, session.runner)
         grey: RgbImage = np.full((config.vision.image, config.vision.image, 3), 127, np.uint8)
         inputs = PolicyInput(
             images={f"camera {i}": grey for i in range(3)},
