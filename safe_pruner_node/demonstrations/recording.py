@@ -17,14 +17,11 @@ from safe_pruner_node.demonstrations.rollout import Demonstration, demonstrate
 from safe_pruner_node.demonstrations.schema import DatasetSpec
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.config import RobotConfig
-from safe_pruner_node.twin.cameras import CameraRig, Resolution
+from safe_pruner_node.twin.cameras import CameraRig, drawn_resolutions
 from safe_pruner_node.twin.tasks.episode import Episode
 from safe_pruner_node.twin.tasks.registry import build_task
 
 ROBOT_TYPE = "astribot_s1"
-
-CAMERA_SCALE = 0.5
-"""The twin draws at half of the robot's resolution."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +43,6 @@ class Recording:
     tries: int
     frames: int
     seconds: Mapping[str, float]
-
-
-def drawn_resolutions(robot: RobotConfig) -> dict[str, Resolution]:
-    """Camera of the policy to the resolution that the twin draws it at."""
-    streams = {camera.name: camera for camera in robot.cameras}
-    return {
-        name: (
-            round(streams[name].width * CAMERA_SCALE),
-            round(streams[name].height * CAMERA_SCALE),
-        )
-        for name in robot.policy.camera_order
-    }
 
 
 def twin_spec(robot: RobotConfig, image_size: int) -> DatasetSpec:

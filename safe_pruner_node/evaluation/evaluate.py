@@ -47,7 +47,7 @@ from safe_pruner_node.evaluation.methods import (
 )
 from safe_pruner_node.evaluation.progress import EpisodeProgress
 from safe_pruner_node.evaluation.results import EpisodeKey, Results, read_lines
-from safe_pruner_node.evaluation.rollout import CAMERA_SCALE, RolloutSettings
+from safe_pruner_node.evaluation.rollout import RolloutSettings
 from safe_pruner_node.evaluation.run_record import git_revision
 from safe_pruner_node.evaluation.schedule import Entrant, Submit, ordered_jobs, run_jobs
 from safe_pruner_node.evaluation.table import make_tables, markdown
@@ -55,6 +55,7 @@ from safe_pruner_node.evaluation.worker import Bench, Job, WorkerPlan, begin_pro
 from safe_pruner_node.pi05.checkpoint import WEIGHTS, checkpoint_id
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import RobotConfig, load_robot_config
+from safe_pruner_node.twin.settings import CAMERA_SCALE
 from safe_pruner_node.twin.tasks.registry import TASKS, build_task
 from safe_pruner_node.twin.tasks.seeds import Split, episode_seed
 

@@ -20,9 +20,8 @@ from safe_pruner_node.control.supervisor import ControlOutput, ControlSupervisor
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.policy_step import PolicyStep
 from safe_pruner_node.pruning.settings import PrunerSettings
-from safe_pruner_node.robot.config import RobotConfig
 from safe_pruner_node.robot_control import control_supervisor
-from safe_pruner_node.twin.cameras import FULL_RESOLUTION, CameraRig, Resolution
+from safe_pruner_node.twin.cameras import CameraRig, drawn_resolutions
 from safe_pruner_node.twin.tasks.base import Task
 from safe_pruner_node.twin.tasks.episode import Episode
 from safe_pruner_node.types import (
@@ -33,9 +32,6 @@ from safe_pruner_node.types import (
     RgbImage,
     StepReport,
 )
-
-CAMERA_SCALE = 0.5
-"""Of the robot's resolutions: what demonstrations, demo and evaluation are drawn at."""
 
 _EPSILON_S = 1e-9
 
@@ -161,22 +157,6 @@ def flow_noise(
     return np.random.default_rng(key).standard_normal(shape)
 
 
-def resolutions(robot: RobotConfig) -> dict[str, Resolution]:
-    """Camera to width and height of its images, in the policy's order.
-
-    Raises:
-        ConfigError: The robot file names a camera that the twin does not have.
-    """
-    for camera in robot.cameras:
-        if camera.name not in FULL_RESOLUTION:
-            expected = f"one of {', '.join(FULL_RESOLUTION)}"
-            raise ConfigError(robot.path, f"cameras.{camera.name}", "an unknown camera", expected)
-    return {
-        camera.name: (round(camera.width * CAMERA_SCALE), round(camera.height * CAMERA_SCALE))
-        for camera in robot.cameras
-    }
-
-
 def roll_out(
     policy: PolicyStep,
     pruner: PrunerSettings,
@@ -212,7 +192,7 @@ def roll_out(
             policy.engine.set_pruner(pruner)
             policy.engine.reset()
             episode = Episode(task, policy.robot)
-            rig = CameraRig(episode.sim.model, resolutions(policy.robot))
+            rig = CameraRig(episode.sim.model, drawn_resolutions(policy.robot))
         try:
             run = _Run(policy, episode, rig, index, settings, noise_shape, watch_s, watch)
             run.to_the_end()

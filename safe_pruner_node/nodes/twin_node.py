@@ -45,7 +45,7 @@ from safe_pruner_node.nodes.messages import camera_message_type, qos_profile
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot import config as robot
 from safe_pruner_node.twin.camera_thread import CameraThread
-from safe_pruner_node.twin.cameras import FULL_RESOLUTION, Resolution
+from safe_pruner_node.twin.cameras import drawn_resolutions
 from safe_pruner_node.twin.commands import POSITION_MODE, command_positions
 from safe_pruner_node.twin.joint_table import PART_DOF
 from safe_pruner_node.twin.lockstep import CommandBarrier
@@ -82,7 +82,7 @@ class TwinNode:
         os.nice(self.settings.niceness)  # before the threads start: they inherit it
         path = self.settings.robot_config or resource("config/astribot_s1.yaml")
         self._robot = robot.load_robot_config(path)
-        resolutions = _resolutions(self._robot, self.settings.camera_scale)
+        resolutions = drawn_resolutions(self._robot, self.settings.camera_scale)
         self._resolutions = resolutions
         self._parts = _parts(self._robot)
         driven = [s.part for s in self._robot.layout.segments if s.commanded]
@@ -428,17 +428,6 @@ def _parts(config: robot.RobotConfig) -> dict[str, robot.PartConfig]:
             found = "nothing" if part is None else f"{part.dof} joints"
             raise ConfigError(config.path, f"parts.{name}", found, f"{dof} joints, as the S1 has")
     return {name: config.all_parts[name] for name in PART_DOF}
-
-
-def _resolutions(config: robot.RobotConfig, scale: float) -> dict[str, Resolution]:
-    for camera in config.cameras:
-        if camera.name not in FULL_RESOLUTION:
-            expected = f"one of {', '.join(FULL_RESOLUTION)}"
-            raise ConfigError(config.path, f"cameras.{camera.name}", "an unknown camera", expected)
-    return {
-        camera.name: (round(camera.width * scale), round(camera.height * scale))
-        for camera in config.cameras
-    }
 
 
 def _episode_line(world: World) -> str:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.calibration import CameraCalibration
+from safe_pruner_node.robot.config import RobotConfig
+from safe_pruner_node.twin.settings import CAMERA_SCALE
 from safe_pruner_node.types import FloatArray, RgbImage
 
 Resolution = tuple[int, int]
@@ -23,6 +26,22 @@ FULL_RESOLUTION: Mapping[str, Resolution] = {
 
 MAX_GEOMS = 2000
 """Room for what is drawn; the fullest scene has about a hundred geoms."""
+
+
+def drawn_resolutions(robot: RobotConfig, scale: float = CAMERA_SCALE) -> dict[str, Resolution]:
+    """Camera to width and height of its images, in the policy's order.
+
+    Raises:
+        ConfigError: The robot file names a camera that the twin does not have.
+    """
+    for camera in robot.cameras:
+        if camera.name not in FULL_RESOLUTION:
+            expected = f"one of {', '.join(FULL_RESOLUTION)}"
+            raise ConfigError(robot.path, f"cameras.{camera.name}", "an unknown camera", expected)
+    return {
+        camera.name: (round(camera.width * scale), round(camera.height * scale))
+        for camera in robot.cameras
+    }
 
 
 @dataclass(frozen=True)

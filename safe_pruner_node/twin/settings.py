@@ -13,6 +13,9 @@ from pydantic.dataclasses import dataclass
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.strict import STRICT, did_you_mean, shown
 
+CAMERA_SCALE = 0.5
+"""Of the robot's resolutions: what demonstrations, evaluation and, by default, the node draw at."""
+
 
 @dataclass(frozen=True, config=STRICT)
 class TwinSettings:
@@ -41,7 +44,7 @@ class TwinSettings:
     seed: Annotated[int, Field(ge=0)] = 0
     state_rate_hz: Annotated[float, Field(gt=0, le=500)] = 250.0
     camera_rate_hz: Annotated[float, Field(gt=0, le=120)] = 30.0
-    camera_scale: Annotated[float, Field(ge=0.1, le=2)] = 0.5
+    camera_scale: Annotated[float, Field(ge=0.1, le=2)] = CAMERA_SCALE
     cameras_on: bool = True
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
     lock_step: bool = False

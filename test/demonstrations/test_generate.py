@@ -17,13 +17,13 @@ from safe_pruner_node.demonstrations.generate import (
     generate,
 )
 from safe_pruner_node.demonstrations.images import fit
-from safe_pruner_node.demonstrations.recording import drawn_resolutions, twin_spec
+from safe_pruner_node.demonstrations.recording import twin_spec
 from safe_pruner_node.demonstrations.rollout import demonstrate
 from safe_pruner_node.demonstrations.workers import Job, WorkerPool, failure_file
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import load_robot_config
-from safe_pruner_node.twin.cameras import CameraRig
+from safe_pruner_node.twin.cameras import CameraRig, drawn_resolutions
 from safe_pruner_node.twin.tasks.episode import Episode
 from safe_pruner_node.twin.tasks.registry import build_task
 from safe_pruner_node.twin.tasks.seeds import episode_seed
