@@ -59,7 +59,7 @@ class PrunerSettings:
     rho: float = 0.75
     layer: int = 3
     lambda_: float = 0.5
-    gamma: float = 0.66
+    gamma: float = 0.503
     deep: tuple[int, ...] = (0, -2, -1)
     query_rows: str = "text"
     match_within_camera: bool = True
