@@ -41,16 +41,12 @@ class Samples:
         tokens: Prompts with the state, one array of ids per sample.
         actions: Normalised chunks, [S, horizon, action_dim] float32.
         landmarks: Normalised privileged positions, [S, M] float32; None when the set has none.
-        states: Observed states, robot units, [S, dof].
-        targets: Chunks as absolute targets in robot units, [S, horizon, dof] float32.
     """
 
     rows: NDArray[np.int64]
     tokens: Sequence[NDArray[np.int64]]
     actions: NDArray[np.float32]
     landmarks: NDArray[np.float32] | None
-    states: FloatArray
-    targets: NDArray[np.float32]
 
 
 def kept_rows(episode: EpisodeRows, stride: int, offset: int) -> NDArray[np.int64]:

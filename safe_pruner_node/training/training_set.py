@@ -124,8 +124,6 @@ def load_training_set(
         ),
         actions=normalised_actions(policy_actions, stats, config.action_dim),
         landmarks=_landmarks(datasets, kept),
-        states=states,
-        targets=targets,
     )
     tasks: dict[str, int] = {}
     for episode in episodes:

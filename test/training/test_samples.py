@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from safe_pruner_node.demonstrations.dataset import open_dataset
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import load_checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
@@ -47,10 +48,12 @@ def load(dataset, robot, small, **changed):
 def test_the_policys_numbers_come_back_as_the_robots(dataset, robot, small):
     """What a perfect policy would answer becomes exactly the recorded commands again."""
     found = load(dataset, robot, small)
-    for i in (0, 17, len(found.samples.rows) - 1):
-        actions = found.stats.unnormalize_actions(found.samples.actions[i].astype(np.float64))
-        again = robot.layout.to_robot_actions(actions, found.samples.states[i])
-        np.testing.assert_allclose(again, found.samples.targets[i], atol=2e-3)
+    recorded = open_dataset(dataset)
+    for sample, row, end in ((0, 0, 24), (17, 24 + 11, 24 + 31), (26, 24 + 29, 24 + 31)):
+        wanted = [min(row + k, end - 1) for k in range(small.config.horizon)]
+        actions = found.stats.unnormalize_actions(found.samples.actions[sample].astype(np.float64))
+        again = robot.layout.to_robot_actions(actions, recorded.state[row].astype(np.float64))
+        np.testing.assert_allclose(again, recorded.action[wanted], atol=2e-3)
 
 
 def test_every_sample_has_its_own_frame_and_its_own_episode(dataset, robot, small):
@@ -94,12 +97,12 @@ def test_two_data_sets_are_one_after_the_other(dataset, robot, small):
     one = load(dataset, robot, small)
     tokenizer = PromptTokenizer(small.tokenizer_path, small.config.max_prompt_tokens)
     both = load_training_set(
-        (dataset, dataset), robot, small.config, tokenizer, stats=None, stride=2,
+        (dataset, dataset), robot, small.config, tokenizer, stats=one.stats, stride=2,
         validation_share=0.0, workers=2, console=Console(quiet=True),
     )  # fmt: skip
     count = len(one.samples.rows)
-    np.testing.assert_array_equal(both.samples.targets[:count], one.samples.targets)
-    np.testing.assert_array_equal(both.samples.targets[count:], one.samples.targets)
+    np.testing.assert_array_equal(both.samples.actions[:count], one.samples.actions)
+    np.testing.assert_array_equal(both.samples.actions[count:], one.samples.actions)
     rows = torch.arange(count)
     frames, again = both.frames.gather(rows), both.frames.gather(rows + count)
     for first, second in zip(frames, again, strict=True):
