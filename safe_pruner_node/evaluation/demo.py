@@ -82,8 +82,8 @@ class DemoOptions:
     """Policy to run; by default the small one that comes with the package."""
     pruner: str = "robot"
     """Preset of config/pruners.yaml."""
-    pruning_ratio: float = 0.5
-    """Share of the visual tokens to prune; -1 takes the preset's. The small policy bears a half."""
+    pruning_ratio: float = -1.0
+    """Share of the visual tokens to prune; -1 takes the preset's."""
     control_rate_hz: float = 0.0
     """Rate of the joint commands; 0 takes the twin's 100 Hz."""
     video: bool = True
