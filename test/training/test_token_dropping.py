@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, FlowSchedule
+from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, DeepSettings, FlowSchedule
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
 from safe_pruner_node.pi05.config import TINY
 from safe_pruner_node.pi05.model import Pi05
@@ -59,9 +59,10 @@ def test_late_saliency_is_what_the_engine_measures(model, batch):
     )  # flow time 1: the engine's first step
     schedule = FlowSchedule(model, 1)
     for sample in range(3):
-        probe = DeepProbe(DEEP, seen.n_visual, "visual", "first", 1)
+        probe = DeepProbe(DeepSettings(DEEP, seen.n_visual, "visual", "first"), 1)
         cache = model.prefill(embedded(model, batch, sample))
-        ActionFlow(model, schedule, noise[sample : sample + 1], seen.length).run(cache, probe)
+        flow = ActionFlow(model, schedule, noise[sample : sample + 1], seen.length)
+        flow.run(cache, deep=probe)
         torch.testing.assert_close(found[sample], probe.saliency().mean(0))
 
 
