@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+# Triton, a part of torch's CUDA builds, and Mesa's software GL have an LLVM each. In one process
+# Triton has to be loaded first, else it crashes; the evaluation loads its policy before it draws.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 REPOSITORY = Path(__file__).parents[1]
 
