@@ -157,9 +157,12 @@ def test_files_are_bounded_and_still_read(tmp_path, dataset):
     np.testing.assert_array_equal(split.state, whole.state)
     for number in range(3):
         for camera in (HEAD, WRIST):
-            np.testing.assert_array_equal(
-                split.read_frames(number, camera), whole.read_frames(number, camera)
-            )
+            ours, wanted = (d.read_frames(number, camera).astype(int) for d in (split, whole))
+            # Coded twice: at this tiny size x264 gives other bits in one of some thirty runs.
+            assert np.abs(ours - wanted).mean((1, 2, 3)).max() < 0.5
+            assert (
+                np.abs(ours[1:] - wanted[:-1]).mean((1, 2, 3)).min() > 1.0
+            )  # not the frame before
 
 
 def test_nothing_is_left_of_the_parts(dataset):
