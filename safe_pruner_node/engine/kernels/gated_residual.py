@@ -1,0 +1,65 @@
+"""A projection added to the residual stream: x + gate * (a @ W.T), split along its long side.
+
+A product of few rows has too few output tiles to fill a GPU, so K is split over programs. The last
+program of a tile to arrive adds up all parts, always in the same order: the same result every time.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from safe_pruner_node.engine.kernels.launch import let_next_begin, prefetch_rows, wait_for_inputs
+
+
+@triton.jit
+def gated_residual_kernel(
+    a_ptr,  # [H, K]
+    w_ptr,  # [N, K]
+    x_ptr,  # in and out, [H, N]
+    gate_ptr,  # [N] fp32
+    part_ptr,  # scratch fp32, [tiles, SPLITS, BLOCK_M, BLOCK_N]
+    count_ptr,  # [tiles] int32, zero before and after
+    n_rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Program (n, split, m)."""
+    SPAN: tl.constexpr = K // SPLITS
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = rows[:, None] < n_rows
+    prefetch_rows(w_ptr + columns * K + split * SPAN, SPAN * 2, PDL)
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, SPAN, BLOCK_K):
+        ks = split * SPAN + k + tl.arange(0, BLOCK_K)
+        a = tl.load(a_ptr + rows[:, None] * K + ks[None, :], mask=inside, other=0.0)
+        w = tl.load(w_ptr + columns[:, None] * K + ks[None, :])
+        acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
+    x_at = x_ptr + rows[:, None] * N + columns[None, :]
+    gate = tl.load(gate_ptr + columns)[None, :]
+    if SPLITS == 1:
+        x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_at, (x + gate * acc).to(x_ptr.dtype.element_ty), mask=inside)
+    else:
+        tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        parts = part_ptr + tile * SPLITS * BLOCK_M * BLOCK_N + within
+        tl.store(parts + split * BLOCK_M * BLOCK_N, acc)
+        tl.debug_barrier()  # every thread has stored before one of them counts
+        arrived = tl.atomic_add(count_ptr + tile, 1, sem="acq_rel", scope="gpu")
+        if arrived == SPLITS - 1:
+            total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for s in tl.static_range(SPLITS):
+                total += tl.load(parts + s * BLOCK_M * BLOCK_N, cache_modifier=".cg")
+            x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+            tl.store(x_at, (x + gate * total).to(x_ptr.dtype.element_ty), mask=inside)
+            tl.store(count_ptr + tile, 0)
