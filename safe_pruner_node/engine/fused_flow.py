@@ -49,8 +49,8 @@ class _Suffix:
     Attributes:
         x: Hidden states, [H, D].
         qkv: Queries, keys, values, [h + 2, H, d].
-        parts: Attention over each share of the keys, [splits, R, d] fp32.
-        lse: Log of the softmax's sum of each share, [splits, R] fp32.
+        parts: Attention over each share of the keys, [splits + 1, R, d] fp32.
+        lse: Log of the softmax's sum of each share, [splits + 1, R] fp32.
         attended: Attention's output, [H, h * d].
         hidden: The MLP's inside, [H, M].
         scratch: Parts of split products, fp32.
@@ -145,9 +145,9 @@ class FusedFlow:
             x=x,
             qkv=x.new_empty(config.heads + 2, horizon, config.head_dim),
             parts=x.new_empty(
-                tiles.attention.splits, rows, config.head_dim, dtype=torch.float32
+                tiles.attention.splits + 1, rows, config.head_dim, dtype=torch.float32
             ),
-            lse=x.new_empty(tiles.attention.splits, rows, dtype=torch.float32),
+            lse=x.new_empty(tiles.attention.splits + 1, rows, dtype=torch.float32),
             attended=x.new_empty(horizon, config.heads * config.head_dim),
             hidden=x.new_empty(horizon, config.mlp),
             scratch=x.new_empty(splits * padded * config.width, dtype=torch.float32),
@@ -193,7 +193,7 @@ class FusedFlow:
             **self._launch(),
         )
         attention, rows, prefix = tiles.attention, config.heads * horizon, pair[0].shape[2]
-        suffix_attention_kernel[(triton.cdiv(rows, attention.rows), attention.splits)](
+        suffix_attention_kernel[(triton.cdiv(rows, attention.rows), attention.splits + 1)](
             own.qkv,
             *pair,
             own.qkv[-2],
@@ -212,6 +212,7 @@ class FusedFlow:
             BLOCK_M=attention.rows,
             BLOCK_N=attention.keys,
             num_warps=attention.warps,
+            num_stages=2,
             **self._launch(),
         )
         join_attention_kernel[(triton.cdiv(rows, attention.joined),)](
@@ -221,7 +222,7 @@ class FusedFlow:
             rows,
             horizon,
             HEADS=config.heads,
-            SPLITS=attention.splits,
+            PARTS=attention.splits + 1,
             HEAD_DIM=config.head_dim,
             BLOCK_M=attention.joined,
             num_warps=4,

@@ -5,6 +5,7 @@ python test/engine/fused_flow_checks.py --tune     searches block sizes
 """
 
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from safe_pruner_node.engine.kernels.tiles import (
     SplitTiles,
 )
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.pi05.config import TINY
+from safe_pruner_node.pi05.checkpoint import mixed_dtype
+from safe_pruner_node.pi05.config import PI05, TINY
 from safe_pruner_node.pi05.model import Pi05
 
 SMALL = replace(
@@ -78,3 +80,221 @@ def off(a, b):
     """|a - b| / |b|."""
     a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm())
+
+
+def expert_of_pi05():
+    """π0.5's expert at full size, beside a language model that is only there for its depth."""
+    return replace(
+        PI05,
+        vision=TINY.vision,
+        vlm=replace(PI05.vlm, width=64, mlp=64),
+        vocab_size=64,
+    )
+
+
+def bf16_copy(model):
+    """The model in openpi's mixed precision."""
+    other = deepcopy(model)
+    for name, parameter in other.named_parameters():
+        parameter.data = parameter.data.to(mixed_dtype(name))
+    return other
+
+
+def check_full_size(device="cuda"):
+    """Errors against fp32, beside those of plain bf16, and the saliency's."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for seed, horizon, n_text, slots, pruned in (
+        (0, 50, 120, 128, False),
+        (1, 50, 128, 128, True),
+        (2, 10, 37, 64, True),
+        (3, 64, 200, 224, False),
+        (4, 100, 20, 32, True),
+    ):
+        config = replace(expert_of_pi05(), horizon=horizon)
+        exact = random_expert(config, device, seed)
+        half = bf16_copy(exact)
+        n_visual = 768
+        late = 192 if pruned else n_visual
+        lengths = [n_visual + slots] * 3 + [late + slots] * 15
+        cache = random_cache(config, lengths, device, seed=seed)
+        for pair in cache:
+            for tensor in pair:
+                tensor[:, :, tensor.shape[2] - (slots - n_text) :] = 1e4
+        half_cache = [tuple(t.bfloat16() for t in pair) for pair in cache]
+        exact_cache = [tuple(t.float() for t in pair) for pair in half_cache]
+        random = torch.Generator(device).manual_seed(seed)
+        noise = torch.randn(1, horizon, 32, device=device, generator=random)
+        deep = None if pruned else DeepSettings((0, 16, 17), n_visual, "visual", "mean")
+        schedules = {model: FlowSchedule(model, 10) for model in (exact, half)}
+        with torch.inference_mode():
+            a, s = plain(
+                exact, schedules[exact], n_visual, deep, exact_cache, noise, n_text, slots
+            )
+            b, t = plain(half, schedules[half], n_visual, deep, half_cache, noise, n_text, slots)
+            valid = None if n_text == slots else torch.tensor(n_text, device=device)
+            prompt = Prompt(torch.zeros(1, slots, dtype=torch.long, device=device), valid)
+            flow = FusedFlow(half)
+            arguments = (schedules[half], n_visual, deep, half_cache, noise, prompt)
+            c, u = flow.denoise(*arguments)
+            again, _ = flow.denoise(*arguments)
+        line = f"H {horizon}, {n_text}/{slots} text, {'pruned' if pruned else 'full'}:"
+        line += f" plain bf16 off by {off(b, a):.2e}, fused {off(c, a):.2e}"
+        if deep is not None:
+            line += f"; saliency {off(t, s):.2e}, fused {off(u, s):.2e}"
+        line += f"; moved {float((a - noise).norm() / noise.norm()):.2f} of the noise"
+        line += "" if torch.equal(c, again) else "; NOT THE SAME TWICE"
+        print(line, flush=True)
+
+
+class Timed:
+    """Denoising in a CUDA graph.
+
+    Args:
+        tiles: Block sizes.
+        pruned: Three quarters of the visual tokens are gone from layer 3 on.
+        deep: With the saliency of a keyframe.
+        steps: Euler steps.
+    """
+
+    def __init__(self, model, tiles, pruned=False, deep=False, steps=10, horizon=50, slots=128):
+        device, config = model.device, model.config
+        late = 192 if pruned else 768
+        lengths = [768 + slots] * 3 + [late + slots] * 15
+        cache = random_cache(config, lengths, device, torch.bfloat16)
+        noise = torch.randn(1, horizon, 32, device=device)
+        tokens = torch.zeros(1, slots, dtype=torch.long, device=device)
+        prompt = Prompt(tokens, torch.tensor(slots - 8, device=device))
+        watch = DeepSettings((0, 16, 17), 768, "visual", "mean") if deep else None
+        flow = FusedFlow(model, tiles)
+        schedule = FlowSchedule(model, steps)
+
+        @torch.inference_mode()
+        def run():
+            return flow.denoise(schedule, 768, watch, cache, noise, prompt)
+
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            run()
+        stream.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, stream=stream):
+            self.result = run()
+        self.kept = (cache, noise, prompt, flow)
+
+    def ms(self, n=15):
+        """Median of n replays."""
+        for _ in range(3):
+            self.graph.replay()
+        times = []
+        for _ in range(n):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            self.graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+        return sorted(times)[n // 2]
+
+
+def kernels(timed):
+    """Print where a replay's time is."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(3):
+            timed.graph.replay()
+        torch.cuda.synchronize()
+    rows = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)[:12]
+    for e in rows:
+        print(f"    {e.device_time_total / 3e3:7.3f} ms {e.count // 3:5d} x {e.device_time_total / e.count:6.2f} us  {e.key[:70]}")
+
+
+CHOICES = {
+    "gate_up": [
+        PairTiles(c, d, w, s)
+        for c, d, w, s in (
+            (32, 64, 4, 4), (32, 64, 4, 6), (32, 128, 4, 3), (32, 64, 8, 5), (16, 128, 4, 4),
+            (16, 64, 4, 6), (64, 64, 4, 4), (64, 64, 8, 4), (64, 32, 8, 6), (32, 32, 4, 8),
+        )
+    ],
+    "qkv": [
+        PairTiles(c, d, w, s)
+        for c, d, w, s in (
+            (16, 64, 4, 4), (16, 64, 4, 6), (16, 128, 4, 3), (16, 128, 4, 4), (16, 128, 8, 4),
+            (32, 64, 4, 5), (32, 128, 4, 3), (16, 256, 4, 2), (16, 256, 8, 3),
+        )
+    ],
+    "down": [
+        SplitTiles(c, p, d, w, s)
+        for c, p, d, w, s in (
+            (64, 8, 64, 4, 4), (64, 8, 128, 4, 4), (64, 8, 128, 4, 3), (32, 4, 128, 4, 4),
+            (32, 4, 64, 4, 6), (32, 8, 128, 4, 4), (32, 8, 64, 4, 6), (64, 4, 128, 4, 4),
+            (64, 16, 128, 4, 2), (128, 16, 64, 4, 4), (128, 16, 128, 8, 2), (16, 2, 128, 4, 4),
+            (16, 4, 128, 4, 4), (32, 2, 128, 4, 4), (32, 1, 128, 4, 5), (16, 1, 256, 4, 3),
+        )
+    ],
+    "o": [
+        SplitTiles(c, p, d, w, s)
+        for c, p, d, w, s in (
+            (64, 8, 64, 4, 4), (64, 8, 128, 4, 2), (32, 4, 128, 4, 4), (32, 4, 64, 4, 6),
+            (32, 8, 128, 4, 2), (32, 8, 64, 4, 4), (64, 4, 128, 4, 4), (64, 16, 128, 4, 2),
+            (16, 2, 128, 4, 4), (16, 4, 128, 4, 4), (32, 2, 128, 4, 4), (32, 1, 128, 4, 4),
+            (16, 1, 128, 4, 5), (16, 2, 256, 4, 3),
+        )
+    ],
+    "attention": [
+        AttentionTiles(r, k, p, w, j)
+        for r, k, p, w, j in (
+            (64, 64, 16, 8, 4), (64, 64, 14, 4, 4), (64, 64, 8, 8, 4), (64, 64, 7, 4, 4),
+            (64, 128, 7, 8, 4), (64, 32, 14, 4, 4), (64, 32, 28, 4, 4), (128, 64, 14, 8, 4),
+            (64, 64, 14, 8, 2), (64, 64, 14, 8, 1), (64, 64, 14, 8, 8), (64, 64, 5, 8, 4),
+            (32, 64, 7, 4, 4), (64, 32, 9, 4, 4), (64, 32, 9, 8, 4),
+        )
+    ],
+}
+
+
+def tune(model, seconds=240.0, pruned=False):
+    """Coordinate descent over the block sizes, one kernel after the other; prints every time."""
+    import time
+
+    began = time.monotonic()
+    best, least = FlowTiles(), float("inf")
+    with_steps = {"pruned": pruned, "steps": 3}
+
+    def attempt(tiles):
+        nonlocal best, least
+        try:
+            ms = Timed(model, tiles, **with_steps).ms()
+        except Exception as error:
+            print(f"    failed: {str(error)[:80]!r}", flush=True)
+            return
+        if ms < least * 0.998:
+            best, least = tiles, ms
+            print(f"    {ms:.4f}", flush=True)
+
+    attempt(best)
+    attempt(replace(best, dependent=False))
+    for name in ("gate_up", "down", "o", "qkv", "attention"):
+        for choice in CHOICES[name]:
+            if time.monotonic() - began > seconds:
+                break
+            attempt(replace(best, **{name: choice}))
+        print(f"{name}: {getattr(best, name)} {least:.4f} ms for 3 steps", flush=True)
+    attempt(replace(best, dependent=not best.dependent))
+    return best
+
+
+if __name__ == "__main__":
+    print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    if "--check" in sys.argv:
+        check_full_size()
+    policy = bf16_copy(random_expert(expert_of_pi05(), "cuda"))
+    tiles = FlowTiles()
+    if "--tune" in sys.argv:
+        tiles = tune(policy)
+        print(tiles)
+    for which in ({}, {"pruned": True}, {"deep": True}, {"horizon": 10}):
+        print(which, f"{Timed(policy, tiles, **which).ms(50):.3f} ms", flush=True)
+    print("not dependent", f"{Timed(policy, replace(tiles, dependent=False)).ms(50):.3f} ms")
+    kernels(Timed(policy, replace(tiles, dependent=False)))

@@ -45,17 +45,17 @@ def flow_step_kernel(
         x = tl.load(x_ptr + row * WIDTH + ks).to(tl.float32) * r
         y = x * tl.load(scale_ptr + ks) + tl.load(shift_ptr + ks)
         y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-        at = a[:, None] * WIDTH + ks[None, :]
-        w = tl.load(out_w_ptr + at, mask=real[:, None], other=0.0).to(tl.float32)
+        w_at = out_w_ptr + a[:, None] * WIDTH + ks[None, :]
+        w = tl.load(w_at, mask=real[:, None], other=0.0).to(tl.float32)
         velocity += w * y[None, :]
     bias = tl.load(out_b_ptr + a, mask=real, other=0.0).to(tl.float32)
-    at = row * ACTION_DIM + a
-    actions = tl.load(actions_ptr + at, mask=real, other=0.0)
+    actions_at = actions_ptr + row * ACTION_DIM + a
+    actions = tl.load(actions_at, mask=real, other=0.0)
     actions += dt * (tl.sum(velocity, 1) + bias)
-    tl.store(actions_ptr + at, actions, mask=real)
+    tl.store(actions_at, actions, mask=real)
     for k in range(0, WIDTH, BLOCK_D):
         ks = k + tl.arange(0, BLOCK_D)
-        at = ks[:, None] * ACTION_DIM + a[None, :]
-        w = tl.load(in_w_ptr + at, mask=real[None, :], other=0.0).to(tl.float32)
+        w_at = in_w_ptr + ks[:, None] * ACTION_DIM + a[None, :]
+        w = tl.load(w_at, mask=real[None, :], other=0.0).to(tl.float32)
         x = tl.sum(w * actions[None, :], 1) + tl.load(in_b_ptr + ks).to(tl.float32)
         tl.store(x_ptr + row * WIDTH + ks, x.to(x_ptr.dtype.element_ty))

@@ -1,7 +1,8 @@
 """Attention of the action rows over the prefix cache of their layer and over themselves.
 
 All query heads share one key/value head, so heads x H rows read the same keys: they are rows of one
-product. The keys are split over programs (few rows, many keys); a second kernel joins the parts.
+product. The prefix is split over programs (few rows, many keys), the suffix is one more part; a second
+kernel joins the parts.
 
 Shapes: R = heads * H rows, N prefix keys, d head_dim.
 """
@@ -22,8 +23,8 @@ def suffix_attention_kernel(
     k_ptr,  # [H, d]
     v_ptr,  # [H, d]
     n_valid_ptr,  # [] int64, valid text tokens; read if MASKED
-    out_ptr,  # out fp32, [SPLITS, R, d]
-    lse_ptr,  # out fp32, [SPLITS, R], base 2
+    out_ptr,  # out fp32, [SPLITS + 1, R, d]
+    lse_ptr,  # out fp32, [SPLITS + 1, R], base 2; -inf where nothing was read
     n_queries,  # R
     n_prefix,  # N
     n_suffix,  # H
@@ -36,7 +37,7 @@ def suffix_attention_kernel(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (m, split): softmax(q k) v over its share of the keys, and the log of its sum."""
+    """Program (m, split): attention to its share of the prefix; the last split's is the suffix."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
@@ -47,48 +48,52 @@ def suffix_attention_kernel(
     n_read = n_prefix
     if MASKED:
         n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
-    tiles = tl.cdiv(n_prefix + n_suffix, BLOCK_N)
-    share = tl.cdiv(tiles, SPLITS)
+    share = tl.cdiv(tl.cdiv(n_prefix, BLOCK_N), SPLITS) * BLOCK_N
+    start = split * share
+    end = tl.minimum(start + share, n_read)
+    if split == SPLITS:
+        start = 0
+        end = n_suffix
+        key_ptr = k_ptr
+        value_ptr = v_ptr
+    else:
+        key_ptr = prefix_k_ptr
+        value_ptr = prefix_v_ptr
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for tile in range(split * share, tl.minimum((split + 1) * share, tiles)):
-        key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        in_prefix = key < n_read
-        own = (key >= n_prefix) & (key < n_prefix + n_suffix)
+    for first in range(start, end, BLOCK_N):
+        key = first + tl.arange(0, BLOCK_N)
+        ok = key < end
         at = key[:, None] * HEAD_DIM + channels[None, :]
-        own_at = at - n_prefix * HEAD_DIM
-        k = tl.load(prefix_k_ptr + at, mask=in_prefix[:, None], other=0.0)
-        k += tl.load(k_ptr + own_at, mask=own[:, None], other=0.0)
+        k = tl.load(key_ptr + at, mask=ok[:, None], other=0.0)
         logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-        logits = tl.where((in_prefix | own)[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        p = tl.exp2(logits - base[:, None])
-        rescale = tl.exp2(top - base)
+        logits = tl.where(ok[None, :], logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, 1))  # finite: the first key of a turn is read
+        p = tl.exp2(logits - new_top[:, None])
+        rescale = tl.exp2(top - new_top)
         total = total * rescale + tl.sum(p, 1)
-        v = tl.load(prefix_v_ptr + at, mask=in_prefix[:, None], other=0.0)
-        v += tl.load(v_ptr + own_at, mask=own[:, None], other=0.0)
+        v = tl.load(value_ptr + at, mask=ok[:, None], other=0.0)
         acc = acc * rescale[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
         top = new_top
     seen = total > 0.0
     safe = tl.where(seen, total, 1.0)
     lse = tl.where(seen, top + tl.log2(safe), float("-inf"))
-    at = split * n_queries * HEAD_DIM + rows[:, None] * HEAD_DIM + channels[None, :]
-    tl.store(out_ptr + at, acc / safe[:, None], mask=inside)
+    out_at = (split * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
+    tl.store(out_ptr + out_at, acc / safe[:, None], mask=inside)
     tl.store(lse_ptr + split * n_queries + rows, lse, mask=rows < n_queries)
 
 
 @triton.jit
 def join_attention_kernel(
-    part_ptr,  # fp32, [SPLITS, R, d]
-    lse_ptr,  # fp32, [SPLITS, R]
+    part_ptr,  # fp32, [PARTS, R, d]
+    lse_ptr,  # fp32, [PARTS, R]
     out_ptr,  # out, [H, heads * d]
     n_queries,  # R
     n_suffix,  # H
     HEADS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PDL: tl.constexpr,
@@ -100,16 +105,16 @@ def join_attention_kernel(
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in tl.static_range(PARTS):
         lse = tl.load(lse_ptr + s * n_queries + rows, mask=inside, other=0.0)
         top = tl.maximum(top, lse)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for s in tl.static_range(SPLITS):
+    for s in tl.static_range(PARTS):
         lse = tl.load(lse_ptr + s * n_queries + rows, mask=inside, other=0.0)
         weight = tl.exp2(lse - top)
-        at = (s * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
-        acc += weight[:, None] * tl.load(part_ptr + at, mask=inside[:, None], other=0.0)
+        part_at = part_ptr + (s * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
+        acc += weight[:, None] * tl.load(part_at, mask=inside[:, None], other=0.0)
         total += weight
     head = rows // n_suffix
     row = rows - head * n_suffix
