@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -48,9 +49,12 @@ class _Suffix:
 
     Attributes:
         x: Hidden states, [H, D].
+        scaled: The same, times 1 + scale of the next norm, [H, D].
+        squares_o: Sums of squares of x after attention, one per column block, [H, n] fp32.
+        squares_down: Likewise after the MLP.
         qkv: Queries, keys, values, [h + 2, H, d].
-        parts: Attention over each share of the keys, [splits + 1, R, d] fp32.
-        lse: Log of the softmax's sum of each share, [splits + 1, R] fp32.
+        parts: Attention over each block of keys, [P, R, d] fp32.
+        lse: Log of the softmax's sum over each block, [P, R] fp32.
         attended: Attention's output, [H, h * d].
         hidden: The MLP's inside, [H, M].
         scratch: Parts of split products, fp32.
@@ -60,6 +64,9 @@ class _Suffix:
     """
 
     x: Tensor
+    scaled: Tensor
+    squares_o: Tensor
+    squares_down: Tensor
     qkv: Tensor
     parts: Tensor
     lse: Tensor
@@ -106,8 +113,10 @@ class FusedFlow:
         steps = self._modulation(schedule)
         actions = noise[0].float().clone()  # [H, A]
         text = prompt.slots if prompt.n_valid is None else prompt.n_valid
-        own = self._suffix(noise, torch.arange(noise.shape[1], device=noise.device) + n_visual + text)
+        positions = torch.arange(noise.shape[1], device=noise.device) + n_visual + text
+        own = self._suffix(noise, positions, max(k.shape[2] for k, _ in cache))
         shares = None if deep is None else self._shares(deep, own, len(steps))
+        self._advance(own, actions, None, steps[0], schedule.dt)
         for number, step in enumerate(steps):
             for index, (layer, pair) in enumerate(zip(self._layers, cache, strict=True)):
                 self._attention(own, layer, step, index, pair, prompt)
@@ -116,7 +125,8 @@ class FusedFlow:
                         room = shares[watched, deep.layers.index(index)]
                         self._watch(own, pair, prompt, deep, room)
                 self._mlp(own, layer, step, index)
-            self._advance(own, actions, step, schedule.dt)
+            following = steps[min(number + 1, len(steps) - 1)]  # after the last: nobody reads it
+            self._advance(own, actions, step, following, schedule.dt)
         if shares is None:
             return actions[None], None
         # [watched steps, n_deep, row blocks, N_vis] to [n_deep, N_vis]
@@ -131,26 +141,29 @@ class FusedFlow:
             )
         return self._modulations[schedule]
 
-    def _suffix(self, noise: Tensor, positions: Tensor) -> _Suffix:
+    def _suffix(self, noise: Tensor, positions: Tensor, longest: int) -> _Suffix:
         config, tiles, model = self._config, self._tiles, self._model
         horizon = noise.shape[1]
-        x = model.embed_actions(noise)[0].clone()  # [H, D]
+        x = noise.new_empty(horizon, config.width, dtype=model.dtype)
+        single = partial(x.new_empty, dtype=torch.float32)
         cos, sin = (table[0] for table in model.rope(positions[None]))  # [H, d] each
         block = self._rows(horizon)
         padded = math.ceil(horizon / block) * block
         n_tiles = padded // block * max(config.width // t.columns for t in (tiles.o, tiles.down))
         splits = max(tiles.o.splits, tiles.down.splits)
         rows = config.heads * horizon
+        parts = self._parts(longest, horizon)
         return _Suffix(
             x=x,
+            scaled=torch.empty_like(x),
+            squares_o=single(horizon, config.width // tiles.o.columns),
+            squares_down=single(horizon, config.width // tiles.down.columns),
             qkv=x.new_empty(config.heads + 2, horizon, config.head_dim),
-            parts=x.new_empty(
-                tiles.attention.splits + 1, rows, config.head_dim, dtype=torch.float32
-            ),
-            lse=x.new_empty(tiles.attention.splits + 1, rows, dtype=torch.float32),
+            parts=single(parts, rows, config.head_dim),
+            lse=single(parts, rows),
             attended=x.new_empty(horizon, config.heads * config.head_dim),
             hidden=x.new_empty(horizon, config.mlp),
-            scratch=x.new_empty(splits * padded * config.width, dtype=torch.float32),
+            scratch=single(splits * padded * config.width),
             counts=torch.zeros(n_tiles, dtype=torch.int32, device=x.device),
             cos=cos,
             sin=sin,
@@ -174,8 +187,8 @@ class FusedFlow:
         blocks = triton.cdiv(horizon, block)
         pairs = (config.heads + 2) * config.head_dim // 2
         query_key_value_kernel[(pairs // tiles.qkv.columns, blocks)](
-            own.x,
-            modulation.scale,
+            own.scaled,
+            own.squares_down,
             layer.qkv,
             modulation.bias,
             own.cos,
@@ -185,6 +198,7 @@ class FusedFlow:
             HEADS=config.heads,
             HEAD_DIM=config.head_dim,
             WIDTH=config.width,
+            **_squares(own.squares_down),
             BLOCK_M=block,
             BLOCK_N=tiles.qkv.columns,
             BLOCK_K=tiles.qkv.depth,
@@ -193,7 +207,8 @@ class FusedFlow:
             **self._launch(),
         )
         attention, rows, prefix = tiles.attention, config.heads * horizon, pair[0].shape[2]
-        suffix_attention_kernel[(triton.cdiv(rows, attention.rows), attention.splits + 1)](
+        parts = self._parts(prefix, horizon)
+        suffix_attention_kernel[(triton.cdiv(rows, attention.rows), parts)](
             own.qkv,
             *pair,
             own.qkv[-2],
@@ -207,12 +222,10 @@ class FusedFlow:
             prompt.slots,
             config.head_dim**-0.5 / math.log(2.0),
             MASKED=prompt.n_valid is not None,
-            SPLITS=attention.splits,
             HEAD_DIM=config.head_dim,
             BLOCK_M=attention.rows,
             BLOCK_N=attention.keys,
             num_warps=attention.warps,
-            num_stages=2,
             **self._launch(),
         )
         join_attention_kernel[(triton.cdiv(rows, attention.joined),)](
@@ -222,27 +235,29 @@ class FusedFlow:
             rows,
             horizon,
             HEADS=config.heads,
-            PARTS=attention.splits + 1,
+            PARTS=parts,
             HEAD_DIM=config.head_dim,
             BLOCK_M=attention.joined,
             num_warps=4,
             **self._launch(),
         )
-        self._project(own, own.attended, layer.o, modulation.gate, tiles.o)
+        scale = step.mlp[index].scale
+        self._project(own, own.attended, layer.o, modulation.gate, scale, own.squares_o, tiles.o)
 
     def _mlp(self, own: _Suffix, layer: ExpertLayer, step: StepModulation, index: int) -> None:
         config, tiles = self._config, self._tiles.gate_up
         horizon = len(own.x)
         block, modulation = self._rows(horizon), step.mlp[index]
         gate_up_kernel[(config.mlp // tiles.columns, triton.cdiv(horizon, block))](
-            own.x,
-            modulation.scale,
+            own.scaled,
+            own.squares_o,
             layer.gate_up,
             modulation.bias,
             own.hidden,
             horizon,
             MLP=config.mlp,
             WIDTH=config.width,
+            **_squares(own.squares_o),
             BLOCK_M=block,
             BLOCK_N=tiles.columns,
             BLOCK_K=tiles.depth,
@@ -250,10 +265,27 @@ class FusedFlow:
             num_stages=tiles.stages,
             **self._launch(),
         )
-        self._project(own, own.hidden, layer.down, modulation.gate, self._tiles.down)
+        # The scale of the next layer's norm; after the last layer nobody reads the product.
+        scale = step.attention[min(index + 1, len(self._layers) - 1)].scale
+        self._project(
+            own,
+            own.hidden,
+            layer.down,
+            modulation.gate,
+            scale,
+            own.squares_down,
+            self._tiles.down,
+        )
 
     def _project(
-        self, own: _Suffix, a: Tensor, weight: Tensor, gate: Tensor, tiles: SplitTiles
+        self,
+        own: _Suffix,
+        a: Tensor,
+        weight: Tensor,
+        gate: Tensor,
+        next_scale: Tensor,
+        squares: Tensor,
+        tiles: SplitTiles,
     ) -> None:
         horizon, (width, depth) = len(own.x), weight.shape
         block = self._rows(horizon)
@@ -263,6 +295,9 @@ class FusedFlow:
             weight,
             own.x,
             gate,
+            next_scale,
+            own.scaled,
+            squares,
             own.scratch,
             own.counts,
             horizon,
@@ -277,26 +312,45 @@ class FusedFlow:
             **self._launch(),
         )
 
-    def _advance(self, own: _Suffix, actions: Tensor, step: StepModulation, dt: float) -> None:
-        model = self._model
+    def _advance(
+        self,
+        own: _Suffix,
+        actions: Tensor,
+        step: StepModulation | None,
+        following: StepModulation,
+        dt: float,
+    ) -> None:
+        """The end of an Euler step (None: there was none yet) and the beginning of the next."""
+        model, width = self._model, self._config.width
         into, out = model.action_in_proj, model.action_out_proj
+        final = following.final if step is None else step.final
         flow_step_kernel[(len(own.x),)](
             own.x,
+            own.scaled,
+            own.squares_down,
             actions,
-            step.final.scale,
-            step.final.shift,
+            following.attention[0].scale,
+            final.scale,
+            final.shift,
             out.weight,
             out.bias,
             into.weight,
             into.bias,
             dt,
-            WIDTH=self._config.width,
+            WIDTH=width,
             ACTION_DIM=actions.shape[1],
+            FIRST=step is None,
+            **_squares(own.squares_down),
             BLOCK_A=triton.next_power_of_2(actions.shape[1]),
-            BLOCK_D=64,
-            num_warps=4,
+            BLOCK_D=min(256, width & -width),  # a power of two that divides the width
+            num_warps=8,
             **self._launch(),
         )
+
+    def _parts(self, prefix: int, horizon: int) -> int:
+        """Blocks of keys: of the prefix, then of the suffix."""
+        keys = self._tiles.attention.keys
+        return int(triton.cdiv(prefix, keys) + triton.cdiv(horizon, keys))
 
     def _shares(self, deep: DeepSettings, own: _Suffix, n_steps: int) -> Tensor:
         """Room for every watched step, layer and block of rows."""
@@ -342,3 +396,7 @@ def _watched(which: str, step: int, n_steps: int) -> int | None:
     if which == "mean":
         return step
     return 0 if step == (0 if which == "first" else n_steps - 1) else None
+
+
+def _squares(squares: Tensor) -> dict[str, int]:
+    return {"SQUARES": squares.shape[1], "BLOCK_S": triton.next_power_of_2(squares.shape[1])}

@@ -2,6 +2,7 @@
 
 A product of few rows has too few output tiles to fill a GPU, so K is split over programs. The last
 program of a tile to arrive adds up all parts, always in the same order: the same result every time.
+It also prepares the norm that comes next, see `modulated_pair.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from safe_pruner_node.engine.kernels.launch import let_next_begin, prefetch_rows, wait_for_inputs
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+
+
+@triton.jit
+def _add_and_prepare(
+    acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N: tl.constexpr
+):
+    inside = rows[:, None] < n_rows
+    dtype = x_ptr.dtype.element_ty
+    at = rows[:, None] * N + columns[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x = (x + gate[None, :] * acc).to(dtype)
+    tl.store(x_ptr + at, x, mask=inside)
+    x = x.to(tl.float32)
+    tl.store(scaled_ptr + at, (x * scale[None, :]).to(dtype), mask=inside)
+    part = rows * tl.num_programs(0) + tl.program_id(0)
+    tl.store(squares_ptr + part, tl.sum(x * x, 1), mask=rows < n_rows)
 
 
 @triton.jit
@@ -18,6 +35,9 @@ def gated_residual_kernel(
     w_ptr,  # [N, K]
     x_ptr,  # in and out, [H, N]
     gate_ptr,  # [N] fp32
+    scale_ptr,  # [N] fp32, 1 + s of the next norm
+    scaled_ptr,  # out, [H, N]: x * (1 + s)
+    squares_ptr,  # out fp32, [H, N / BLOCK_N]: sums of x * x
     part_ptr,  # scratch fp32, [tiles, SPLITS, BLOCK_M, BLOCK_N]
     count_ptr,  # [tiles] int32, zero before and after
     n_rows,
@@ -35,7 +55,8 @@ def gated_residual_kernel(
     split = tl.program_id(1)
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = rows[:, None] < n_rows
-    prefetch_rows(w_ptr + columns * K + split * SPAN, SPAN * 2, PDL)
+    gate = tl.load(gate_ptr + columns)
+    scale = tl.load(scale_ptr + columns)
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -44,11 +65,10 @@ def gated_residual_kernel(
         a = tl.load(a_ptr + rows[:, None] * K + ks[None, :], mask=inside, other=0.0)
         w = tl.load(w_ptr + columns[:, None] * K + ks[None, :])
         acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
-    x_at = x_ptr + rows[:, None] * N + columns[None, :]
-    gate = tl.load(gate_ptr + columns)[None, :]
     if SPLITS == 1:
-        x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(x_at, (x + gate * acc).to(x_ptr.dtype.element_ty), mask=inside)
+        _add_and_prepare(
+            acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
+        )
     else:
         tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -60,6 +80,7 @@ def gated_residual_kernel(
             total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for s in tl.static_range(SPLITS):
                 total += tl.load(parts + s * BLOCK_M * BLOCK_N, cache_modifier=".cg")
-            x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
-            tl.store(x_at, (x + gate * total).to(x_ptr.dtype.element_ty), mask=inside)
+            _add_and_prepare(
+                total, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
+            )
             tl.store(count_ptr + tile, 0)

@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel may begin while the one before it is still ending.
 
-A kernel that was launched so first prefetches what nobody writes (weights) into the L2 cache, then
-waits until the kernel before it has written everything, and early tells the next one to begin.
-Needs an SM 9.0 GPU; with ``PDL`` false all of it is nothing.
+A kernel that was launched so first does what needs no input, then waits until the kernel before it
+has written everything, and tells the next one to begin. Needs an SM 9.0 GPU; with ``PDL`` false all of it
+is nothing.
 """
 
 from __future__ import annotations
@@ -24,16 +24,3 @@ def let_next_begin(PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
-
-@triton.jit
-def prefetch_rows(pointers, ROW_BYTES: tl.constexpr, PDL: tl.constexpr):
-    """Ask for ROW_BYTES (a multiple of 16) from every pointer to come into the L2 cache."""
-    if PDL:
-        tl.inline_asm_elementwise(
-            "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-            "=r,l,r",
-            [pointers, tl.full(pointers.shape, ROW_BYTES, tl.int32)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )

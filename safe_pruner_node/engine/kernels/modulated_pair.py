@@ -4,8 +4,8 @@ The norm is folded into the product. With r = 1/rms(x), s the scale and b the sh
 
     norm(x) @ W = r * ((x * (1 + s)) @ W) + b @ W
 
-where b @ W does not depend on x and is computed beforehand, and r comes from the very tiles of x
-that the product reads. So x is read once and no normed copy of it exists.
+where b @ W does not depend on x and is computed beforehand. Who writes x (`gated_residual.py`,
+`flow_step.py`) also writes x * (1 + s) and the sums of squares that r is made of.
 
 "Pair": each program has two column blocks of W that its epilogue combines, element by element: the
 two halves of a head (rotary embedding turns one against the other), or gate and up.
@@ -18,47 +18,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from safe_pruner_node.engine.kernels.launch import let_next_begin, prefetch_rows, wait_for_inputs
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 
 
 @triton.jit
 def _pair_product(
-    x_ptr,
-    scale_ptr,
+    scaled_ptr,
+    squares_ptr,
     w_ptr,
     rows,
     first,
     second,
     n_rows,
     WIDTH: tl.constexpr,
+    SQUARES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """r * ((x * scale) @ W[first].T) and the same for W[second], each [BLOCK_M, BLOCK_N] fp32."""
-    dtype = w_ptr.dtype.element_ty
+    """r * (scaled @ W[first].T) and the same for W[second], each [BLOCK_M, BLOCK_N] fp32."""
     inside = rows[:, None] < n_rows
+    parts = tl.arange(0, BLOCK_S)[None, :]
+    squares = tl.load(
+        squares_ptr + rows[:, None] * SQUARES + parts, mask=inside & (parts < SQUARES), other=0.0
+    )
     acc_first = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_second = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    square = tl.zeros([BLOCK_M], tl.float32)
     for k in range(0, WIDTH, BLOCK_K):
         ks = k + tl.arange(0, BLOCK_K)
-        x = tl.load(x_ptr + rows[:, None] * WIDTH + ks[None, :], mask=inside, other=0.0)
-        x = x.to(tl.float32)
-        square += tl.sum(x * x, 1)
-        x = (x * tl.load(scale_ptr + ks)[None, :]).to(dtype)
+        x = tl.load(scaled_ptr + rows[:, None] * WIDTH + ks[None, :], mask=inside, other=0.0)
         w_first = tl.load(w_ptr + first[:, None] * WIDTH + ks[None, :])
         w_second = tl.load(w_ptr + second[:, None] * WIDTH + ks[None, :])
         acc_first = tl.dot(x, tl.trans(w_first), acc_first, input_precision="ieee")
         acc_second = tl.dot(x, tl.trans(w_second), acc_second, input_precision="ieee")
-    r = tl.rsqrt(square / WIDTH + 1e-6)[:, None]
+    r = tl.rsqrt(tl.sum(squares, 1) / WIDTH + 1e-6)[:, None]
     return acc_first * r, acc_second * r
 
 
 @triton.jit
 def query_key_value_kernel(
-    x_ptr,  # [H, D]
-    scale_ptr,  # [D] fp32, 1 + s
+    scaled_ptr,  # [H, D], x * (1 + s)
+    squares_ptr,  # [H, SQUARES] fp32, sums of x * x
     w_ptr,  # [(heads + 2) * d, D]: queries, keys, values
     bias_ptr,  # [(heads + 2) * d] fp32, b @ W
     cos_ptr,  # [H, d]
@@ -68,6 +69,8 @@ def query_key_value_kernel(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     WIDTH: tl.constexpr,
+    SQUARES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -81,20 +84,32 @@ def query_key_value_kernel(
     first = head * HEAD_DIM + channel
     second = first + HALF
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    prefetch_rows(w_ptr + first * WIDTH, WIDTH * 2, PDL)
-    prefetch_rows(w_ptr + second * WIDTH, WIDTH * 2, PDL)
-    wait_for_inputs(PDL)
-    let_next_begin(PDL)
-    a, b = _pair_product(
-        x_ptr, scale_ptr, w_ptr, rows, first, second, n_rows, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K
-    )
-    a += tl.load(bias_ptr + first)[None, :]
-    b += tl.load(bias_ptr + second)[None, :]
     inside = rows[:, None] < n_rows
     at = rows[:, None] * HEAD_DIM + channel[None, :]
+    bias_first = tl.load(bias_ptr + first)[None, :]
+    bias_second = tl.load(bias_ptr + second)[None, :]
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
+    cos = tl.load(cos_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    a, b = _pair_product(
+        scaled_ptr,
+        squares_ptr,
+        w_ptr,
+        rows,
+        first,
+        second,
+        n_rows,
+        WIDTH,
+        SQUARES,
+        BLOCK_S,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    a += bias_first
+    b += bias_second
     if head <= HEADS:  # queries and keys
-        cos = tl.load(cos_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + at, mask=inside, other=0.0).to(tl.float32)
         a, b = a * cos - b * sin, b * cos + a * sin
     dtype = w_ptr.dtype.element_ty
     at += head * n_rows * HEAD_DIM
@@ -104,14 +119,16 @@ def query_key_value_kernel(
 
 @triton.jit
 def gate_up_kernel(
-    x_ptr,  # [H, D]
-    scale_ptr,  # [D] fp32, 1 + s
+    scaled_ptr,  # [H, D], x * (1 + s)
+    squares_ptr,  # [H, SQUARES] fp32, sums of x * x
     w_ptr,  # [2 * M, D]: gate, up
     bias_ptr,  # [2 * M] fp32, b @ W
     out_ptr,  # out, [H, M]
     n_rows,
     MLP: tl.constexpr,
     WIDTH: tl.constexpr,
+    SQUARES: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -121,15 +138,27 @@ def gate_up_kernel(
     gate = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     up = gate + MLP
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    prefetch_rows(w_ptr + gate * WIDTH, WIDTH * 2, PDL)
-    prefetch_rows(w_ptr + up * WIDTH, WIDTH * 2, PDL)
+    bias_gate = tl.load(bias_ptr + gate)[None, :]
+    bias_up = tl.load(bias_ptr + up)[None, :]
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     g, u = _pair_product(
-        x_ptr, scale_ptr, w_ptr, rows, gate, up, n_rows, WIDTH, BLOCK_M, BLOCK_N, BLOCK_K
+        scaled_ptr,
+        squares_ptr,
+        w_ptr,
+        rows,
+        gate,
+        up,
+        n_rows,
+        WIDTH,
+        SQUARES,
+        BLOCK_S,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
     )
-    g += tl.load(bias_ptr + gate)[None, :]
-    u += tl.load(bias_ptr + up)[None, :]
+    g += bias_gate
+    u += bias_up
     # gelu(g) = g * sigmoid(2 sqrt(2/pi) (g + 0.044715 g^3)): the tanh form, without a tanh
     y = g * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g)) * u
     at = rows[:, None] * MLP + gate[None, :]

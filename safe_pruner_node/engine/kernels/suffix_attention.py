@@ -1,10 +1,10 @@
 """Attention of the action rows over the prefix cache of their layer and over themselves.
 
 All query heads share one key/value head, so heads x H rows read the same keys: they are rows of one
-product. The prefix is split over programs (few rows, many keys), the suffix is one more part; a second
-kernel joins the parts.
+product. Every program has one block of keys (few rows, many keys), the suffix is one more block; a
+second kernel joins the parts.
 
-Shapes: R = heads * H rows, N prefix keys, d head_dim.
+Shapes: R = heads * H rows, N prefix keys, d head_dim, P = ceil(N / BLOCK_N) + 1 parts.
 """
 
 from __future__ import annotations
@@ -23,72 +23,62 @@ def suffix_attention_kernel(
     k_ptr,  # [H, d]
     v_ptr,  # [H, d]
     n_valid_ptr,  # [] int64, valid text tokens; read if MASKED
-    out_ptr,  # out fp32, [SPLITS + 1, R, d]
-    lse_ptr,  # out fp32, [SPLITS + 1, R], base 2; -inf where nothing was read
+    out_ptr,  # out fp32, [P, R, d]
+    lse_ptr,  # out fp32, [P, R], base 2; -inf where nothing was read
     n_queries,  # R
     n_prefix,  # N
-    n_suffix,  # H
+    n_suffix,  # H, at most BLOCK_N * (blocks the last programs have)
     n_slots,  # text tokens and padding, at the end of the prefix
     log2_scale,  # d**-0.5 / ln 2
     MASKED: tl.constexpr,
-    SPLITS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (m, split): attention to its share of the prefix; the last split's is the suffix."""
+    """Program (m, part): rows of block m over one block of keys; prefix blocks, then suffix ones."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    split = tl.program_id(1)
+    part = tl.program_id(1)
     channels = tl.arange(0, HEAD_DIM)
     inside = rows[:, None] < n_queries
+    prefix_parts = tl.cdiv(n_prefix, BLOCK_N)
+    if part < prefix_parts:
+        key_ptr = prefix_k_ptr
+        value_ptr = prefix_v_ptr
+        key = part * BLOCK_N + tl.arange(0, BLOCK_N)
+        n_read = n_prefix
+        if MASKED:
+            n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
+    else:
+        key_ptr = k_ptr
+        value_ptr = v_ptr
+        key = (part - prefix_parts) * BLOCK_N + tl.arange(0, BLOCK_N)
+        n_read = n_suffix
+    ok = key < n_read
+    at = key[:, None] * HEAD_DIM + channels[None, :]
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     q = tl.load(q_ptr + rows[:, None] * HEAD_DIM + channels[None, :], mask=inside, other=0.0)
-    n_read = n_prefix
-    if MASKED:
-        n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(n_prefix, BLOCK_N), SPLITS) * BLOCK_N
-    start = split * share
-    end = tl.minimum(start + share, n_read)
-    if split == SPLITS:
-        start = 0
-        end = n_suffix
-        key_ptr = k_ptr
-        value_ptr = v_ptr
-    else:
-        key_ptr = prefix_k_ptr
-        value_ptr = prefix_v_ptr
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for first in range(start, end, BLOCK_N):
-        key = first + tl.arange(0, BLOCK_N)
-        ok = key < end
-        at = key[:, None] * HEAD_DIM + channels[None, :]
-        k = tl.load(key_ptr + at, mask=ok[:, None], other=0.0)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
-        logits = tl.where(ok[None, :], logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))  # finite: the first key of a turn is read
-        p = tl.exp2(logits - new_top[:, None])
-        rescale = tl.exp2(top - new_top)
-        total = total * rescale + tl.sum(p, 1)
-        v = tl.load(value_ptr + at, mask=ok[:, None], other=0.0)
-        acc = acc * rescale[:, None]
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
-        top = new_top
+    k = tl.load(key_ptr + at, mask=ok[:, None], other=0.0)
+    v = tl.load(value_ptr + at, mask=ok[:, None], other=0.0)
+    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+    logits = tl.where(ok[None, :], logits, float("-inf"))
+    top = tl.max(logits, 1)
+    p = tl.exp2(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
+    total = tl.sum(p, 1)
+    acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
     seen = total > 0.0
     safe = tl.where(seen, total, 1.0)
     lse = tl.where(seen, top + tl.log2(safe), float("-inf"))
-    out_at = (split * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
+    out_at = (part * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
     tl.store(out_ptr + out_at, acc / safe[:, None], mask=inside)
-    tl.store(lse_ptr + split * n_queries + rows, lse, mask=rows < n_queries)
+    tl.store(lse_ptr + part * n_queries + rows, lse, mask=rows < n_queries)
 
 
 @triton.jit
 def join_attention_kernel(
-    part_ptr,  # fp32, [PARTS, R, d]
-    lse_ptr,  # fp32, [PARTS, R]
+    part_ptr,  # fp32, [P, R, d]
+    lse_ptr,  # fp32, [P, R]
     out_ptr,  # out, [H, heads * d]
     n_queries,  # R
     n_suffix,  # H

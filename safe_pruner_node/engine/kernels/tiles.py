@@ -47,15 +47,13 @@ class AttentionTiles:
 
     Attributes:
         rows: Query rows per program.
-        keys: Keys per turn of the loop.
-        splits: Programs that share the keys.
+        keys: Keys per program.
         warps: Warps per program.
         joined: Rows per program of the joining kernel.
     """
 
     rows: int = 64
     keys: int = 64
-    splits: int = 16
     warps: int = 8
     joined: int = 4
 
