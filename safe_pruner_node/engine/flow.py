@@ -15,7 +15,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from safe_pruner_node.engine.attention import attend
+from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.pi05.model import KeyValue, Pi05, Rope, flow_schedule
+from safe_pruner_node.pruning.padding import valid_keys
 from safe_pruner_node.pruning.saliency import visual_saliency
 
 
@@ -66,6 +69,21 @@ class DeepSettings:
     steps: str
 
 
+@dataclass(frozen=True)
+class AttendedKeys:
+    """What the action rows of one layer attend to: prefix, then suffix.
+
+    Attributes:
+        k: Keys, [1, g, N + H, d].
+        v: Values, likewise.
+        valid: True where a key is no padding of the prompt, [N + H] bool; None: all are.
+    """
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor | None
+
+
 class DeepProbe:
     """Collects that saliency over the denoise steps.
 
@@ -80,12 +98,12 @@ class DeepProbe:
         self._steps = frozenset(watched[settings.steps])
         self._sums: dict[int, Tensor] = {}
 
-    def see(self, step: int, layer: int, query: Tensor, keys: Tensor) -> None:
-        """Take queries [1, h, H, d] over keys [1, g, N + H, d] into account, if watched."""
+    def see(self, step: int, layer: int, query: Tensor, keys: AttendedKeys) -> None:
+        """Take queries [1, h, H, d] over a layer's keys into account, if watched."""
         if layer not in self._settings.layers or step not in self._steps:
             return
         n_visual, over = self._settings.n_visual, self._settings.over
-        saliency = visual_saliency(query[0], keys[0], n_visual, over)
+        saliency = visual_saliency(query[0], keys.k[0], n_visual, over, valid=keys.valid)
         known = self._sums.get(layer)
         self._sums[layer] = saliency if known is None else known + saliency
 
@@ -121,16 +139,22 @@ class ActionFlow:
     Args:
         model: The policy.
         schedule: Times and conditions.
+        n_visual: Visual tokens BEFORE pruning: with the text they are where the suffix positions
+            start.
+        prompt: The text at the end of each layer's prefix.
         noise: Initial noise, [1, H, A].
-        prefix_len: Valid prefix tokens BEFORE pruning: the suffix positions start there.
     """
 
-    def __init__(self, model: Pi05, schedule: FlowSchedule, noise: Tensor, prefix_len: int) -> None:
+    def __init__(
+        self, model: Pi05, schedule: FlowSchedule, n_visual: int, prompt: Prompt, noise: Tensor
+    ) -> None:
         self._model = model
         self._schedule = schedule
+        self._prompt = prompt
         self._noise = noise
         self._horizon = noise.shape[1]
-        positions = prefix_len + torch.arange(self._horizon, device=noise.device)[None]
+        n_text = prompt.slots if prompt.n_valid is None else prompt.n_valid
+        positions = n_visual + n_text + torch.arange(self._horizon, device=noise.device)[None]
         self._rope: Rope = model.rope(positions)
         self._blocks = model.expert.blocks()
 
@@ -140,14 +164,14 @@ class ActionFlow:
         Args:
             cache: Keys and values of layers 0..ls-1.
         """
-        buffers = [self._buffer(pair) for pair in cache]
+        buffers = self._buffers(cache, ())
         x, cond = self._model.embed_actions(self._noise), self._schedule.conditions[0]
         queries = []
         for layer in range(len(cache)):
-            x, query = self._layer(layer, x, cond, buffers)
+            x, query = self._layer(layer, x, cond, buffers[layer])
             queries.append(query)
-        suffix = tuple((k[:, :, -self._horizon :], v[:, :, -self._horizon :]) for k, v in buffers)
-        return FlowProbe(x, tuple(queries), suffix, buffers[-1][0])
+        suffix = tuple((b.k[:, :, -self._horizon :], b.v[:, :, -self._horizon :]) for b in buffers)
+        return FlowProbe(x, tuple(queries), suffix, buffers[-1].k)
 
     def run(
         self,
@@ -165,8 +189,7 @@ class ActionFlow:
         Returns:
             Normalised actions, [1, H, A].
         """
-        known: tuple[KeyValue, ...] = () if probed is None else probed.suffix
-        buffers = [self._buffer(pair, own) for pair, own in zip_longest(cache, known)]
+        buffers = self._buffers(cache, () if probed is None else probed.suffix)
         x_t = self._noise
         for step, cond in enumerate(self._schedule.conditions):
             x, start = self._model.embed_actions(x_t), 0
@@ -174,27 +197,36 @@ class ActionFlow:
                 x, start = probed.x, len(probed.queries)
                 if deep is not None:
                     for layer, query in enumerate(probed.queries):
-                        deep.see(step, layer, query, buffers[layer][0])
+                        deep.see(step, layer, query, buffers[layer])
             for layer in range(start, len(self._blocks)):
-                x, query = self._layer(layer, x, cond, buffers)
+                x, query = self._layer(layer, x, cond, buffers[layer])
                 if deep is not None:
-                    deep.see(step, layer, query, buffers[layer][0])
+                    deep.see(step, layer, query, buffers[layer])
             x_t = x_t + self._schedule.dt * self._model.velocity(x, cond)
         return x_t
 
-    def _buffer(self, pair: KeyValue, own: KeyValue | None = None) -> KeyValue:
-        """Prefix keys and values with room for the suffix behind them, or with the suffix."""
-        k, v = pair
-        shape = (*k.shape[:2], self._horizon, k.shape[3])
-        own_k, own_v = own or (k.new_empty(shape), v.new_empty(shape))
-        return torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
+    def _buffers(self, cache: Sequence[KeyValue], known: Sequence[KeyValue]) -> list[AttendedKeys]:
+        """Per layer the prefix with room for the suffix behind it, or with the known suffix."""
+        valid = {n: self._valid(n) for n in {k.shape[2] for k, _ in cache}}  # one per length
+        buffers = []
+        for (k, v), own in zip_longest(cache, known):
+            shape = (*k.shape[:2], self._horizon, k.shape[3])
+            own_k, own_v = own or (k.new_empty(shape), v.new_empty(shape))
+            whole = torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
+            buffers.append(AttendedKeys(*whole, valid[k.shape[2]]))
+        return buffers
+
+    def _valid(self, n: int) -> Tensor | None:
+        """Which of n prefix keys and the suffix are no padding, [n + H] bool."""
+        slots, n_text = self._prompt.slots, self._prompt.n_valid
+        return None if n_text is None else valid_keys(n + self._horizon, n - slots, slots, n_text)
 
     def _layer(
-        self, layer: int, x: Tensor, cond: Tensor, buffers: Sequence[KeyValue]
+        self, layer: int, x: Tensor, cond: Tensor, keys: AttendedKeys
     ) -> tuple[Tensor, Tensor]:
         """One expert layer: hidden states [1, H, D] and the queries [1, h, H, d] it used."""
-        block, (k, v) = self._blocks[layer], buffers[layer]
+        block = self._blocks[layer]
         query, own_k, own_v, gate = block.qkv(x, self._rope, cond)
-        k[:, :, -self._horizon :] = own_k
-        v[:, :, -self._horizon :] = own_v
-        return block.finish(x, block.attend(query, k, v), gate, cond), query
+        keys.k[:, :, -self._horizon :] = own_k
+        keys.v[:, :, -self._horizon :] = own_v
+        return block.finish(x, attend(block, query, keys.k, keys.v, keys.valid), gate, cond), query

@@ -4,18 +4,23 @@ Early: layers 0..ls-2 in full, and of layer ls-1 the keys and values of every to
 attention and MLP of layer ls-1 for the rows that go on, then the layers from ls. So a pruned row
 costs nothing after its keys and values, and nothing is computed twice.
 
-Shapes: B = 1, N prefix tokens (N_vis visual, then text), K visual tokens kept, D width, h query
-heads, g key heads, d head_dim.
+Padding at the end of the text has keys like any other row, but nobody attends to them.
+
+Shapes: B = 1, N prefix tokens (N_vis visual, then T of text and its padding), K visual tokens kept,
+D width, h query heads, g key heads, d head_dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from safe_pruner_node.pi05.model import KeyValue, Pi05, Rope
+from safe_pruner_node.engine.attention import attend
+from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05, Rope
+from safe_pruner_node.pruning.padding import valid_keys
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class EarlyPrefix:
         x: Input of layer ls-1, [1, N, D].
         normed: The same after that layer's input norm, [1, N, D].
         rope: Rotary tables of all N positions.
-        text_query: Queries of the text rows at layer ls-1, [1, h, N - N_vis, d].
+        text_query: Queries of the text rows at layer ls-1, [1, h, T, d].
         cache: Keys and values of layers 0..ls-1, every token.
+        prompt_valid: How many of the T text rows are text, [] int64; None: all are.
     """
 
     layer: int
@@ -39,9 +45,28 @@ class EarlyPrefix:
     rope: Rope
     text_query: Tensor
     cache: tuple[KeyValue, ...]
+    prompt_valid: Tensor | None = None
 
 
-def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPrefix:
+def prefill(
+    model: Pi05, x: Tensor, n_visual: int, prompt_valid: Tensor | None = None
+) -> list[KeyValue]:
+    """Keys and values of every layer, nothing pruned.
+
+    Args:
+        model: The policy.
+        x: Prefix embeddings, visual tokens first, [1, N, D].
+        n_visual: N_vis.
+        prompt_valid: How many of the text rows are text, [] int64; None: all are.
+    """
+    n = x.shape[1]
+    rope = model.rope(torch.arange(n, device=x.device)[None])
+    return _finish([], model.vlm.blocks(), x, rope, _valid(n, n - n_visual, prompt_valid))
+
+
+def prefill_early(
+    model: Pi05, x: Tensor, n_visual: int, layer: int, prompt_valid: Tensor | None = None
+) -> EarlyPrefix:
     """Run the prefill up to the decision.
 
     Args:
@@ -49,17 +74,20 @@ def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPre
         x: Prefix embeddings, visual tokens first, [1, N, D].
         n_visual: N_vis.
         layer: ls, in 1..depth-1.
+        prompt_valid: How many of the text rows are text, [] int64; None: all are.
     """
-    rope = model.rope(torch.arange(x.shape[1], device=x.device)[None])
+    n = x.shape[1]
+    rope = model.rope(torch.arange(n, device=x.device)[None])
+    valid = _valid(n, n - n_visual, prompt_valid)
     *full, boundary = model.vlm.blocks()[:layer]
     cache: list[KeyValue] = []
     for block in full:
-        x, kv = block(x, rope)
+        x, kv = _layer(block, x, rope, valid)
         cache.append(kv)
     normed, _ = boundary.input_layernorm(x)
     cache.append(boundary.keys_values(normed, rope))
     text_query = boundary.query(normed[:, n_visual:], _rows(rope, slice(n_visual, None)))
-    return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache))
+    return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache), prompt_valid)
 
 
 def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[KeyValue]:
@@ -87,16 +115,43 @@ def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[K
         visual_normed, visual_rope = early.normed[:, keep], _rows(early.rope, keep)
     query = torch.cat([boundary.query(visual_normed, visual_rope), early.text_query], 2)
     k, v = early.cache[-1]
-    x = boundary.finish(x, boundary.attend(query, k, v), None)
-    cache = list(early.cache)
-    *middle, last = blocks[early.layer :]
+    text = n - n_visual
+    out = attend(boundary, query, k, v, _valid(n, text, early.prompt_valid))
+    x = boundary.finish(x, out, None)
+    valid = _valid(x.shape[1], text, early.prompt_valid)
+    return _finish(early.cache, blocks[early.layer :], x, rope, valid)
+
+
+def _finish(
+    cache: Sequence[KeyValue],
+    blocks: Sequence[GemmaLayer],
+    x: Tensor,
+    rope: Rope,
+    valid: Tensor | None,
+) -> list[KeyValue]:
+    """The cache with the keys and values of the layers that are left."""
+    whole = list(cache)
+    *middle, last = blocks
     for block in middle:
-        x, kv = block(x, rope)
-        cache.append(kv)
+        x, kv = _layer(block, x, rope, valid)
+        whole.append(kv)
     # Nobody reads the last layer's output: keys and values are all that is needed of it.
     normed, _ = last.input_layernorm(x)
-    cache.append(last.keys_values(normed, rope))
-    return cache
+    whole.append(last.keys_values(normed, rope))
+    return whole
+
+
+def _layer(
+    block: GemmaLayer, x: Tensor, rope: Rope, valid: Tensor | None
+) -> tuple[Tensor, KeyValue]:
+    """One layer on x [1, N, D] among themselves: x and its keys and values."""
+    q, k, v, _ = block.qkv(x, rope)
+    return block.finish(x, attend(block, q, k, v, valid), None), (k, v)
+
+
+def _valid(n: int, slots: int, prompt_valid: Tensor | None) -> Tensor | None:
+    """Which of n prefix keys are no padding, [n] bool; the text is at their end."""
+    return None if prompt_valid is None else valid_keys(n, n - slots, slots, prompt_valid)
 
 
 def _rows(rope: Rope, rows: Tensor | slice) -> Rope:

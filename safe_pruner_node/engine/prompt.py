@@ -39,3 +39,10 @@ class Prompt:
         tokens = self.tokens.new_zeros(1, slots)
         tokens[:, :text] = self.tokens
         return Prompt(tokens, torch.full((), text, dtype=torch.int64, device=tokens.device))
+
+    def to(self, device: torch.device) -> Prompt:
+        """The same on another device."""
+        if self.n_valid is None:
+            return Prompt(self.tokens.to(device, non_blocking=True))
+        n_valid = self.n_valid.to(device, non_blocking=True)
+        return Prompt(self.tokens.to(device, non_blocking=True), n_valid)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from safe_pruner_node.engine import stages
 from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
-from safe_pruner_node.engine.prefix import EarlyPrefix, prefill_late
+from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.runner import EagerRunner, Runner
 from safe_pruner_node.engine.timing import StageTimer
 from safe_pruner_node.pi05.model import Pi05
@@ -109,42 +110,43 @@ class PolicySession:
             ConfigError: The camera floors do not fit the cameras.
         """
         timer = timer or StageTimer(noise.device)
+        prompt = Prompt(tokens)
         with timer.stage("vision"):
             z = self.runner.run(stages.see, (self.model,), images)  # [N_vis, D]
         if self.pruner.layer is None:
-            actions = self._full_step(z, tokens, noise, timer)
+            actions = self._full_step(z, prompt, noise, timer)
             decision = Decision()
         else:
             actions, decision = self._pruned_step(
-                Scene(z, context), self.pruner.layer, tokens, noise, timer
+                Scene(z, context), self.pruner.layer, prompt, noise, timer
             )
         # A copy: the runner may write the next step's actions where these are.
         step = SessionStep(actions.clone(), decision, self.query, tokens.shape[1], context)
         self.query += 1
         return step
 
-    def _full_step(self, z: Tensor, tokens: Tensor, noise: Tensor, timer: StageTimer) -> Tensor:
+    def _full_step(self, z: Tensor, prompt: Prompt, noise: Tensor, timer: StageTimer) -> Tensor:
         with timer.stage("prefill"):
-            cache = self.runner.run(stages.read, (self.model,), z, tokens)
+            cache = self.runner.run(stages.read, (self.model,), z, prompt)
         with timer.stage("denoise"):
-            fixed = (self.model, self.schedule, len(z) + tokens.shape[1], None)
-            actions, _ = self.runner.run(stages.denoise, fixed, cache, noise, None)
+            fixed = (self.model, self.schedule, len(z), None)
+            actions, _ = self.runner.run(stages.denoise, fixed, cache, noise, None, prompt)
         return actions
 
     def _pruned_step(
-        self, scene: Scene, layer: int, tokens: Tensor, noise: Tensor, timer: StageTimer
+        self, scene: Scene, layer: int, prompt: Prompt, noise: Tensor, timer: StageTimer
     ) -> tuple[Tensor, Decision]:
         model, settings, run = self.model, self.settings, self.runner.run
         n_visual = len(scene.z)
         with timer.stage("match"):
             self.pruner.begin(scene)
         with timer.stage("prefill_early"):
-            early = run(stages.read_early, (model, layer), scene.z, tokens)
-        view, probed = self._early_view(scene, early, noise, timer)
+            early = run(stages.read_early, (model, layer), scene.z, prompt)
+        view, probed = self._early_view(scene, early, prompt, noise, timer)
         with timer.stage("select"):
             decision = self.pruner.decide(view)
         with timer.stage("prefill_late"):
-            cache = run(prefill_late, (model,), early, decision.keep)
+            cache = run(stages.prefill_late, (model,), early, decision.keep)
         with timer.stage("denoise"):
             deep = None
             if decision.capture_deep:
@@ -154,21 +156,21 @@ class PolicySession:
                     settings.softmax_over,
                     settings.denoise_steps,
                 )
-            fixed = (model, self.schedule, early.x.shape[1], deep)
-            actions, saliency = run(stages.denoise, fixed, cache, noise, probed)
+            fixed = (model, self.schedule, n_visual, deep)
+            actions, saliency = run(stages.denoise, fixed, cache, noise, probed, prompt)
             if decision.keyframe:
                 self.pruner.observe(view, saliency)
         return actions, decision
 
     def _early_view(
-        self, scene: Scene, early: EarlyPrefix, noise: Tensor, timer: StageTimer
+        self, scene: Scene, early: EarlyPrefix, prompt: Prompt, noise: Tensor, timer: StageTimer
     ) -> tuple[EarlyView, FlowProbe | None]:
         """What the pruner is shown at layer ls, and what it took of the first denoise step."""
         rows = self.settings.query_rows
         if rows == "action_probe":
             with timer.stage("denoise"):  # the first layers of its first step, only earlier
-                fixed = (self.model, self.schedule, early.x.shape[1])
-                probed = self.runner.run(stages.probe, fixed, early, noise)
+                fixed = (self.model, self.schedule, len(scene.z))
+                probed = self.runner.run(stages.probe, fixed, early, noise, prompt)
             return EarlyView(scene, probed.queries[-1][0], probed.keys[0]), probed
         query, keys = early.text_query[0], early.cache[-1][0][0]
         return EarlyView(scene, query[:, -1:] if rows == "last_text" else query, keys), None

@@ -12,6 +12,7 @@ from safe_pruner_node.engine.build import choose_runner
 from safe_pruner_node.engine.flow import FlowProbe
 from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, SessionStep
 from safe_pruner_node.engine.settings import EngineSettings
@@ -105,12 +106,12 @@ class RecordingSession(PolicySession):
         return super().step(images, tokens, noise, context, timer)
 
     def _early_view(
-        self, scene: Scene, early: EarlyPrefix, noise: Tensor, timer: StageTimer
+        self, scene: Scene, early: EarlyPrefix, prompt: Prompt, noise: Tensor, timer: StageTimer
     ) -> tuple[EarlyView, FlowProbe | None]:
         asked, n_visual = self.settings, len(scene.z)
         for rows in QUERY_ROWS:
             self.settings = replace(asked, query_rows=rows)
-            view, probed = super()._early_view(scene, early, noise, timer)
+            view, probed = super()._early_view(scene, early, prompt, noise, timer)
             self.early[rows] = visual_saliency(view.query, view.keys, n_visual, asked.softmax_over)
             if rows == "last_text":
                 self.early["fastv"] = visual_saliency(view.query, view.keys, n_visual, "all")

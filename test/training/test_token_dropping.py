@@ -5,6 +5,7 @@ import torch
 
 from safe_pruner_node.engine.flow import ActionFlow, DeepProbe, DeepSettings, FlowSchedule
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
+from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.pi05.config import TINY
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pruning.settings import PrunerSettings
@@ -61,7 +62,8 @@ def test_late_saliency_is_what_the_engine_measures(model, batch):
     for sample in range(3):
         probe = DeepProbe(DeepSettings(DEEP, seen.n_visual, "visual", "first"), 1)
         cache = model.prefill(embedded(model, batch, sample))
-        flow = ActionFlow(model, schedule, noise[sample : sample + 1], seen.length)
+        prompt = Prompt(batch.tokens[sample : sample + 1])
+        flow = ActionFlow(model, schedule, seen.n_visual, prompt, noise[sample : sample + 1])
         flow.run(cache, deep=probe)
         torch.testing.assert_close(found[sample], probe.saliency().mean(0))
 
