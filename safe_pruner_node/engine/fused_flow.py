@@ -25,7 +25,7 @@ from safe_pruner_node.engine.expert_weights import (
     pack_expert,
     step_modulation,
 )
-from safe_pruner_node.engine.flow import DeepSettings, FlowSchedule
+from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
 from safe_pruner_node.engine.kernels.flow_step import flow_step_kernel
 from safe_pruner_node.engine.kernels.gated_residual import gated_residual_kernel
 from safe_pruner_node.engine.kernels.modulated_pair import gate_up_kernel, query_key_value_kernel
@@ -90,7 +90,7 @@ class FusedFlow:
         self._model = model
         self._config = model.config.expert
         self._layers = pack_expert(model)
-        self._tiles = tiles or FlowTiles()
+        self._tiles = (tiles or FlowTiles()).fitted(self._config)
         device = model.device
         self._dependent = (
             self._tiles.dependent
@@ -106,6 +106,7 @@ class FusedFlow:
         deep: DeepSettings | None,
         cache: Sequence[KeyValue],
         noise: Tensor,
+        probed: FlowProbe | None,  # noqa: ARG002 - to repeat it costs less than to go on from it
         prompt: Prompt,
     ) -> tuple[Tensor, Tensor | None]:
         """Integrate the flow; arguments and results are those of `stages.denoise`."""

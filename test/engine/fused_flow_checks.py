@@ -72,7 +72,8 @@ def plain(model, schedule, n_visual, deep, cache, noise, n_text, slots):
         tuple(t[:, :, : t.shape[2] - (slots - n_text)] for t in pair) for pair in cache
     ]
     watch = None if deep is None else DeepProbe(deep, len(schedule))
-    actions = ActionFlow(model, schedule, noise, n_visual + n_text).run(trimmed, None, watch)
+    text = Prompt(torch.zeros(1, n_text, dtype=torch.long, device=noise.device))
+    actions = ActionFlow(model, schedule, n_visual, text, noise).run(trimmed, None, watch)
     return actions, None if watch is None else watch.saliency()
 
 
@@ -134,7 +135,7 @@ def check_full_size(device="cuda"):
             valid = None if n_text == slots else torch.tensor(n_text, device=device)
             prompt = Prompt(torch.zeros(1, slots, dtype=torch.long, device=device), valid)
             flow = FusedFlow(half)
-            arguments = (schedules[half], n_visual, deep, half_cache, noise, prompt)
+            arguments = (schedules[half], n_visual, deep, half_cache, noise, None, prompt)
             c, u = flow.denoise(*arguments)
             again, _ = flow.denoise(*arguments)
         line = f"H {horizon}, {n_text}/{slots} text, {'pruned' if pruned else 'full'}:"
@@ -170,7 +171,7 @@ class Timed:
 
         @torch.inference_mode()
         def run():
-            return flow.denoise(schedule, 768, watch, cache, noise, prompt)
+            return flow.denoise(schedule, 768, watch, cache, noise, None, prompt)
 
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):

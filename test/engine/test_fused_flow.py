@@ -48,7 +48,7 @@ def test_fused_flow_is_the_plain_one(n_text, deep):
     tokens = torch.zeros(1, SLOTS, dtype=torch.long)
     prompt = Prompt(tokens, None if n_text == SLOTS else torch.tensor(n_text))
     flow = FusedFlow(model, SMALL_TILES)
-    actions, seen = flow.denoise(schedule, N_VISUAL, deep, cache, noise, prompt)
+    actions, seen = flow.denoise(schedule, N_VISUAL, deep, cache, noise, None, prompt)
     assert off(actions, expected) < 1e-5
     if deep is not None:
         assert off(seen, saliency) < 1e-5

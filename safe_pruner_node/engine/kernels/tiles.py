@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from safe_pruner_node.pi05.config import GemmaConfig
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,53 @@ class FlowTiles:
     gate_up: PairTiles = PairTiles(32, 128)
     down: SplitTiles = SplitTiles(64, 8, 128)
     dependent: bool = True
+
+    def fitted(self, expert: GemmaConfig) -> FlowTiles:
+        """The same, with blocks made smaller where they do not divide the expert's sizes."""
+        qkv, gate_up = self.qkv, self.gate_up
+        return replace(
+            self,
+            qkv=replace(
+                qkv,
+                columns=_divisor(expert.head_dim // 2, qkv.columns),
+                depth=_divisor(expert.width, qkv.depth),
+            ),
+            gate_up=replace(
+                gate_up,
+                columns=_divisor(expert.mlp, gate_up.columns),
+                depth=_divisor(expert.width, gate_up.depth),
+            ),
+            o=_fitted_split(self.o, expert.heads * expert.head_dim, expert.width),
+            down=_fitted_split(self.down, expert.mlp, expert.width),
+        )
+
+
+LEAST = 16
+"""Columns and depth that a tensor core's product has at least."""
+
+
+def unfit(expert: GemmaConfig) -> str | None:
+    """Why no tiles fit an expert; None when some do."""
+    if expert.kv_heads != 1:
+        return f"{expert.kv_heads} key/value heads, the kernels are for 1"
+    if expert.head_dim & (expert.head_dim - 1) or expert.head_dim < 2 * LEAST:
+        return f"head_dim {expert.head_dim}, not a power of two of at least {2 * LEAST}"
+    for name, size in (("width", expert.width), ("mlp", expert.mlp)):
+        if size % LEAST:
+            return f"{name} {size}, not a multiple of {LEAST}"
+    return None
+
+
+def _divisor(size: int, wanted: int) -> int:
+    """The greatest power of two up to `wanted` that divides `size`."""
+    return min(wanted, size & -size)
+
+
+def _fitted_split(tiles: SplitTiles, depth: int, width: int) -> SplitTiles:
+    splits = _divisor(depth // LEAST, tiles.splits)
+    return replace(
+        tiles,
+        columns=_divisor(width, tiles.columns),
+        splits=splits,
+        depth=_divisor(depth // splits, tiles.depth),
+    )

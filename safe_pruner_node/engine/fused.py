@@ -1,0 +1,71 @@
+"""The model's stages in kernels of our own, captured as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from safe_pruner_node.engine import stages
+from safe_pruner_node.engine.graphs import GraphRunner
+from safe_pruner_node.engine.kernels.tiles import unfit
+from safe_pruner_node.engine.runner import Result
+from safe_pruner_node.pi05.model import Pi05
+
+LEAST_CAPABILITY = (8, 0)
+"""bf16 tensor cores and asynchronous copies."""
+
+
+def unsupported(model: Pi05) -> str | None:
+    """Why a model cannot run in these kernels where it is; None when it can."""
+    if model.device.type != "cuda":
+        return f"device {model.device.type}, the kernels are for CUDA"
+    if (capability := torch.cuda.get_device_capability(model.device)) < LEAST_CAPABILITY:
+        name = torch.cuda.get_device_name(model.device)
+        return f"{name} (SM {capability[0]}.{capability[1]}), the kernels need SM 8.0"
+    if model.dtype != torch.bfloat16:
+        return f"{str(model.dtype).removeprefix('torch.')}, the kernels are for bf16"
+    if find_spec("triton") is None:
+        return "no Triton, which the kernels are written in"
+    return unfit(model.config.expert)
+
+
+class FusedRunner(GraphRunner):
+    """Runs a stage in fused kernels where there are some, and captures it like any other.
+
+    Args:
+        model: The policy, `unsupported` by nothing. Projections that are computed together are
+            laid side by side in memory; the model itself stays usable.
+    """
+
+    path = "fused"
+
+    def __init__(self, model: Pi05) -> None:
+        # Triton is no requirement: only who runs its kernels imports it.
+        from safe_pruner_node.engine.fused_flow import FusedFlow
+        from safe_pruner_node.engine.fused_prefix import FusedPrefix
+        from safe_pruner_node.engine.fused_vision import FusedVision
+
+        super().__init__(model.device)
+        self._model = model
+        prefix = FusedPrefix(model)
+        self._fused: dict[Callable[..., Any], Callable[..., Any]] = {
+            stages.see: FusedVision(model),
+            stages.read: prefix.read,
+            stages.read_early: prefix.read_early,
+            stages.prefill_late: prefix.late,
+            stages.denoise: FusedFlow(model).denoise,
+        }
+
+    def run(
+        self, stage: Callable[..., Result], fixed: tuple[Hashable, ...], *inputs: object
+    ) -> Result:
+        """Replay the stage, or capture it first; see `Runner.run`."""
+        fused = self._fused.get(stage)
+        if fused is None:
+            return super().run(stage, fixed, *inputs)
+        if fixed[0] is not self._model:
+            raise ValueError("a fused runner runs the model it was made for")
+        return super().run(fused, fixed[1:], *inputs)
