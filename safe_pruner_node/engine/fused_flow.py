@@ -97,6 +97,14 @@ class FusedFlow:
             and device.type == "cuda"
             and torch.cuda.get_device_capability(device) >= (9, 0)
         )
+        # Pieces of 256 elements, see `prefetch_weights`
+        sizes = (self._config.width, self._config.mlp // self._tiles.down.splits)
+        sizes += (self._config.heads * self._config.head_dim // self._tiles.o.splits,)
+        self._prefetch = (
+            self._dependent
+            and self._tiles.prefetch
+            and all(size % 256 == 0 and size & (size - 1) == 0 for size in sizes)
+        )
         self._modulations: dict[FlowSchedule, tuple[StepModulation, ...]] = {}
 
     def denoise(
@@ -205,6 +213,7 @@ class FusedFlow:
             BLOCK_K=tiles.qkv.depth,
             num_warps=tiles.qkv.warps,
             num_stages=tiles.qkv.stages,
+            PREFETCH=self._prefetch,
             **self._launch(),
         )
         attention, rows, prefix = tiles.attention, config.heads * horizon, pair[0].shape[2]
@@ -264,6 +273,7 @@ class FusedFlow:
             BLOCK_K=tiles.depth,
             num_warps=tiles.warps,
             num_stages=tiles.stages,
+            PREFETCH=self._prefetch,
             **self._launch(),
         )
         # The scale of the next layer's norm; after the last layer nobody reads the product.
@@ -310,6 +320,7 @@ class FusedFlow:
             BLOCK_K=tiles.depth,
             num_warps=tiles.warps,
             num_stages=tiles.stages,
+            PREFETCH=self._prefetch,
             **self._launch(),
         )
 

@@ -269,11 +269,13 @@ def tune(model, seconds=240.0, pruned=False):
         except Exception as error:
             print(f"    failed: {str(error)[:80]!r}", flush=True)
             return
-        if ms < least * 0.998:
+        better = ms < least * 0.998
+        if better:
             best, least = tiles, ms
-            print(f"    {ms:.4f}", flush=True)
+        print(f"    {ms:.4f}{' *' if better else ''}", flush=True)
 
     attempt(best)
+    attempt(replace(best, prefetch=False))
     attempt(replace(best, dependent=False))
     for name in ("gate_up", "down", "o", "qkv", "attention", "gate_up", "down", "o"):
         for choice in CHOICES[name]:
@@ -281,7 +283,12 @@ def tune(model, seconds=240.0, pruned=False):
                 break
             attempt(replace(best, **{name: choice}))
         print(f"{name}: {getattr(best, name)} {least:.4f} ms for 3 steps", flush=True)
-    attempt(replace(best, dependent=not best.dependent))
+        if name == "attention":
+            for variant in ({"dependent": True, "prefetch": True}, {"dependent": True, "prefetch": False}):
+                attempt(replace(best, **variant))
+            print(f"dependent {best.dependent}, prefetch {best.prefetch}")
+    for variant in ({"dependent": True, "prefetch": True}, {"dependent": True, "prefetch": False}, {"dependent": False}):
+        attempt(replace(best, **variant))
     return best
 
 

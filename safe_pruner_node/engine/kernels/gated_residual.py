@@ -10,7 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+from safe_pruner_node.engine.kernels.launch import (
+    let_next_begin,
+    prefetch_weights,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -47,6 +51,7 @@ def gated_residual_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program (n, split, m)."""
@@ -57,6 +62,8 @@ def gated_residual_kernel(
     inside = rows[:, None] < n_rows
     gate = tl.load(gate_ptr + columns)
     scale = tl.load(scale_ptr + columns)
+    first = tl.program_id(0) * BLOCK_N
+    prefetch_weights(w_ptr, first, split * SPAN, BLOCK_N, SPAN, K, PREFETCH)
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel may begin while the one before it is still ending.
 
-A kernel that was launched so first does what needs no input, then waits until the kernel before it
-has written everything, and tells the next one to begin. Needs an SM 9.0 GPU; with ``PDL`` false all of it
-is nothing.
+A kernel that was launched so first does what needs no input (it asks for its weights to come into
+the L2 cache), then waits until the kernel before it has written everything, and tells the next one to
+begin. Needs an SM 9.0 GPU; with ``PDL`` false all of it is nothing.
 """
 
 from __future__ import annotations
@@ -24,3 +24,26 @@ def let_next_begin(PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
+
+
+@triton.jit
+def prefetch_weights(
+    w_ptr, first_row, column, ROWS: tl.constexpr, SPAN: tl.constexpr, PITCH: tl.constexpr, PDL: tl.constexpr
+):
+    """Ask for w[first_row : first_row + ROWS, column : column + SPAN] of bf16 rows of PITCH elements.
+
+    One request per thread and 512 bytes: more threads than requests would only repeat them.
+    """
+    if PDL:
+        PIECE: tl.constexpr = 256
+        PIECES: tl.constexpr = SPAN // PIECE
+        piece = tl.arange(0, ROWS * PIECES)
+        at = (first_row + piece // PIECES) * PITCH + column + (piece % PIECES) * PIECE
+        tl.inline_asm_elementwise(
+            "cp.async.bulk.prefetch.L2.global [$1], 512; mov.u32 $0, 0;",
+            "=r,l",
+            [w_ptr + at],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

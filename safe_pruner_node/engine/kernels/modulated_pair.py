@@ -18,7 +18,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+from safe_pruner_node.engine.kernels.launch import (
+    let_next_begin,
+    prefetch_weights,
+    wait_for_inputs,
+)
 
 
 @triton.jit
@@ -74,6 +78,7 @@ def query_key_value_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program (n, m): BLOCK_N pairs of channels of one head, for one block of rows."""
@@ -88,6 +93,9 @@ def query_key_value_kernel(
     at = rows[:, None] * HEAD_DIM + channel[None, :]
     bias_first = tl.load(bias_ptr + first)[None, :]
     bias_second = tl.load(bias_ptr + second)[None, :]
+    begin = tl.program_id(0) * BLOCK_N + head * HALF
+    prefetch_weights(w_ptr, begin, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    prefetch_weights(w_ptr, begin + HALF, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     cos = tl.load(cos_ptr + at, mask=inside, other=0.0).to(tl.float32)
@@ -132,6 +140,7 @@ def gate_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Program (n, m): gelu(gate) * up of BLOCK_N channels, for one block of rows."""
@@ -140,6 +149,9 @@ def gate_up_kernel(
     rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     bias_gate = tl.load(bias_ptr + gate)[None, :]
     bias_up = tl.load(bias_ptr + up)[None, :]
+    begin = tl.program_id(0) * BLOCK_N
+    prefetch_weights(w_ptr, begin, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    prefetch_weights(w_ptr, begin + MLP, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     g, u = _pair_product(

@@ -27,7 +27,7 @@ def suffix_attention_kernel(
     lse_ptr,  # out fp32, [P, R], base 2; -inf where nothing was read
     n_queries,  # R
     n_prefix,  # N
-    n_suffix,  # H, at most BLOCK_N * (blocks the last programs have)
+    n_suffix,  # H
     n_slots,  # text tokens and padding, at the end of the prefix
     log2_scale,  # d**-0.5 / ln 2
     MASKED: tl.constexpr,
@@ -42,25 +42,24 @@ def suffix_attention_kernel(
     channels = tl.arange(0, HEAD_DIM)
     inside = rows[:, None] < n_queries
     prefix_parts = tl.cdiv(n_prefix, BLOCK_N)
-    if part < prefix_parts:
-        key_ptr = prefix_k_ptr
-        value_ptr = prefix_v_ptr
-        key = part * BLOCK_N + tl.arange(0, BLOCK_N)
-        n_read = n_prefix
-        if MASKED:
-            n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
-    else:
-        key_ptr = k_ptr
-        value_ptr = v_ptr
-        key = (part - prefix_parts) * BLOCK_N + tl.arange(0, BLOCK_N)
-        n_read = n_suffix
-    ok = key < n_read
+    n_read = n_prefix
+    if MASKED:
+        n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
+    # A block is of the prefix or of the suffix: of two loads one is empty, and costs nothing.
+    key = part * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = (part - prefix_parts) * BLOCK_N + tl.arange(0, BLOCK_N)
+    in_prefix = key < n_read
+    in_suffix = (own >= 0) & (own < n_suffix)
     at = key[:, None] * HEAD_DIM + channels[None, :]
-    wait_for_inputs(PDL)
+    k = tl.load(prefix_k_ptr + at, mask=in_prefix[:, None], other=0.0)
+    v = tl.load(prefix_v_ptr + at, mask=in_prefix[:, None], other=0.0)
+    wait_for_inputs(PDL)  # the prefix was complete before the flow began
     let_next_begin(PDL)
     q = tl.load(q_ptr + rows[:, None] * HEAD_DIM + channels[None, :], mask=inside, other=0.0)
-    k = tl.load(key_ptr + at, mask=ok[:, None], other=0.0)
-    v = tl.load(value_ptr + at, mask=ok[:, None], other=0.0)
+    own_at = own[:, None] * HEAD_DIM + channels[None, :]
+    k += tl.load(k_ptr + own_at, mask=in_suffix[:, None], other=0.0)
+    v += tl.load(v_ptr + own_at, mask=in_suffix[:, None], other=0.0)
+    ok = in_prefix | in_suffix
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
     logits = tl.where(ok[None, :], logits, float("-inf"))
     top = tl.max(logits, 1)

@@ -71,6 +71,7 @@ class FlowTiles:
         gate_up: Gate and up.
         down: Down projection.
         dependent: Programmatic dependent launch, on GPUs that have it (SM 9.0).
+        prefetch: With it, weights are asked for before the inputs are there.
     """
 
     qkv: PairTiles = PairTiles(16, 128)
@@ -79,6 +80,7 @@ class FlowTiles:
     gate_up: PairTiles = PairTiles(32, 128)
     down: SplitTiles = SplitTiles(64, 8, 128)
     dependent: bool = True
+    prefetch: bool = True
 
     def fitted(self, expert: GemmaConfig) -> FlowTiles:
         """The same, with blocks made smaller where they do not divide the expert's sizes."""
