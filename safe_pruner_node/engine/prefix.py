@@ -30,6 +30,7 @@ class EarlyPrefix:
         rope: Rotary tables of all N positions.
         text_query: Queries of the text rows at layer ls-1, [1, h, N - N_vis, d].
         cache: Keys and values of layers 0..ls-1, every token.
+        prompt_valid: How many of the text slots are text, [] int64; None: all.
     """
 
     layer: int
@@ -39,6 +40,7 @@ class EarlyPrefix:
     rope: Rope
     text_query: Tensor
     cache: tuple[KeyValue, ...]
+    prompt_valid: Tensor | None
 
 
 def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPrefix:
@@ -59,7 +61,7 @@ def prefill_early(model: Pi05, x: Tensor, n_visual: int, layer: int) -> EarlyPre
     normed, _ = boundary.input_layernorm(x)
     cache.append(boundary.keys_values(normed, rope))
     text_query = boundary.query(normed[:, n_visual:], _rows(rope, slice(n_visual, None)))
-    return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache))
+    return EarlyPrefix(layer, n_visual, x, normed, rope, text_query, tuple(cache), None)
 
 
 def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[KeyValue]:

@@ -1,0 +1,1 @@
+"""Triton kernels; everything that imports Triton is in here."""
