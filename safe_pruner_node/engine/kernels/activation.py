@@ -124,7 +124,7 @@ def _glu_linear(
     for depth in range(0, WIDTH, DEPTH):
         a = x.load([row, depth])  # [ROWS, DEPTH]
         b = weight.load([column, depth])  # [COLUMNS, DEPTH]
-        total = tl.dot(a, b.T, total)
+        total = tl.dot(a, b.T, total, input_precision="ieee")
     gate, up = tl.split(total.reshape(ROWS, COLUMNS // 2, 2))  # [ROWS, COLUMNS / 2] each
     value = gelu_tanh(gate) * up
     r = row + tl.arange(0, ROWS)

@@ -163,10 +163,10 @@ def _attention(
         k_row = k_source + (start + key)[:, None] * k_token
         v_row = v_source + (start + key)[:, None] * v_token
         k = tl.load(k_row + channel, attended[:, None] & (channel < DIM), 0.0)  # [KEYS, MAJOR]
-        score = tl.dot(q, k.T)  # [ROWS, KEYS]
+        score = tl.dot(q, k.T, input_precision="ieee")  # [ROWS, KEYS]
         if MINOR:
             k_rest = tl.load(k_row + rest, attended[:, None] & (rest < DIM), 0.0)
-            score = tl.dot(q_rest, k_rest.T, score)
+            score = tl.dot(q_rest, k_rest.T, score, input_precision="ieee")
         score = tl.where(attended[None], score * SCALE, float("-inf"))
         above = tl.maximum(largest, tl.max(score, 1))  # finite: every step has an attended key
         probability = tl.exp2(score - above[:, None])
@@ -174,10 +174,12 @@ def _attention(
         largest = above
         weight = weight * shrink + tl.sum(probability, 1)
         v = tl.load(v_row + channel, attended[:, None] & (channel < DIM), 0.0)  # [KEYS, MAJOR]
-        total = tl.dot(probability.to(v.dtype), v, total * shrink[:, None])
+        part = probability.to(v.dtype)  # [ROWS, KEYS]
+        total = tl.dot(part, v, total * shrink[:, None], input_precision="ieee")
         if MINOR:
             v_rest = tl.load(v_row + rest, attended[:, None] & (rest < DIM), 0.0)
-            total_rest = tl.dot(probability.to(v.dtype), v_rest, total_rest * shrink[:, None])
+            total_rest *= shrink[:, None]
+            total_rest = tl.dot(part, v_rest, total_rest, input_precision="ieee")
 
     target = out + batch.to(tl.int64) * n_rows * KV_HEADS * DIM + head * SHARED * DIM
     target = target + (token * KV_HEADS * SHARED + row % SHARED)[:, None] * DIM
