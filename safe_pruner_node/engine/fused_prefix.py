@@ -111,9 +111,7 @@ class FusedPrefix:
         normed = rms_norm(x, boundary.input_norm)  # [N, D]
         cache.append(self._keys_values(normed, boundary, positions))
         text = normed.new_empty(self._query_shape(prompt.slots))  # [T, h, d]
-        rotate_queries(
-            normed[n_visual:] @ boundary.query.T, self._rope, positions[n_visual:], text
-        )
+        rotate_queries(normed[n_visual:] @ boundary.query.T, self._rope, positions[n_visual:], text)
         cos, sin = self._rope
         return EarlyPrefix(
             layer,

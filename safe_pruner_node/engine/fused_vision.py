@@ -40,18 +40,17 @@ class FusedVision:
     def __init__(self, model: Pi05, tiles: AttentionTiles = ATTENTION) -> None:
         root = model.get_submodule("paligemma_with_expert.paligemma.model")
         tower = cast("SiglipVision", root.get_submodule("vision_tower.vision_model"))
-        projector = root.get_submodule("multi_modal_projector.linear")
         self._config = model.config.vision
         self._dtype = model.dtype
         self._tiles = tiles
-        patches = tower.embeddings.patch_embedding
-        self._patches = _affine(patches)
+        self._patches = _affine(tower.embeddings.patch_embedding)
         self._position = tower.embeddings.position_embedding.weight.data
         layers = cast("nn.ModuleList", tower.encoder["layers"])
         self._layers = [_Layer.of(cast("SiglipLayer", layer)) for layer in layers]
         self._norm = _affine(tower.post_layernorm)
-        self._projector = _affine(projector)
+        self._projector = _affine(root.get_submodule("multi_modal_projector.linear"))
 
+    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Projector outputs [N, D_vlm] of images [C, 3, S, S] in [-1, 1], image by image."""
         dtype = self._norm.weight.dtype
@@ -100,8 +99,8 @@ class _Layer:
         attn = layer.self_attn
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
         qkv = _Affine(
-            stack(*(cast("nn.Parameter", p.weight) for p in projections)),
-            stack(*(cast("nn.Parameter", p.bias) for p in projections)),
+            stack(*(p.weight for p in projections)),
+            stack(*(p.bias for p in projections)),
         )
         return cls(
             _affine(layer.layer_norm1),

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def stack(*parameters: nn.Parameter) -> Tensor:
+def stack(*parameters: Tensor) -> Tensor:
     """One parameter's rows after the other's.
 
     Args:
@@ -29,7 +29,7 @@ def stack(*parameters: nn.Parameter) -> Tensor:
     return _pack(parameters, shape, lambda whole: whole.split(rows))
 
 
-def interleave(*parameters: nn.Parameter) -> Tensor:
+def interleave(*parameters: Tensor) -> Tensor:
     """Rows of equal parameters in turn: of two, a 0, b 0, a 1, b 1 and so on.
 
     Args:
@@ -44,7 +44,7 @@ def interleave(*parameters: nn.Parameter) -> Tensor:
 
 
 def _pack(
-    parameters: Sequence[nn.Parameter],
+    parameters: Sequence[Tensor],
     shape: tuple[int, ...],
     views: Callable[[Tensor], Sequence[Tensor]],
 ) -> Tensor:

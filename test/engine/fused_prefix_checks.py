@@ -264,9 +264,9 @@ def time_stages(model, cameras=3, text=120, bucket=128, kept=192, layer=3):
         _report(f"vision, {_brief(tiles)}", ms, vision_flops(config, cameras))
     z = vision(images).clone()
     base = PrefixTuning()
-    choices = {
-        f"cuBLAS, {_brief(t)}": replace(base, attention=t) for t in PREFIX_TILES
-    } | {"cuBLAS, SDPA": replace(base, sdpa=True)}
+    choices = {f"cuBLAS, {_brief(t)}": replace(base, attention=t) for t in PREFIX_TILES} | {
+        "cuBLAS, SDPA": replace(base, sdpa=True)
+    }
     choices |= {f"GELU in GEMM {_brief(t)}": replace(base, glu=t) for t in GLU_TILES}
     padded = Prompt(
         torch.cat([prompt.tokens, prompt.tokens[:, : bucket - text]], 1),
@@ -343,7 +343,9 @@ def _time_vision_kernels(model, cameras=3):
     _each("layer norm", norm, n_bytes=6 * n * width)
     qkv = [lambda i=i: torch.addmm(i.qkv.bias, a, i.qkv.weight.T) for i in layers]
     _each("QKV GEMM", qkv, 6 * n * width**2)
-    _each("output GEMM", [lambda i=i: x.addmm_(a, i.out.weight.T) for i in layers], 2 * n * width**2)
+    _each(
+        "output GEMM", [lambda i=i: x.addmm_(a, i.out.weight.T) for i in layers], 2 * n * width**2
+    )
     fc1 = [
         lambda i=i: torch._addmm_activation(i.fc1.bias, a, i.fc1.weight.T, use_gelu=True)
         for i in layers
@@ -354,7 +356,9 @@ def _time_vision_kernels(model, cameras=3):
         [lambda i=i: torch.addmm(i.fc1.bias, a, i.fc1.weight.T) for i in layers],
         2 * n * width * mlp,
     )
-    _each("fc2 GEMM", [lambda i=i: x.addmm_(h, i.fc2.weight.T) for i in layers], 2 * n * width * mlp)
+    _each(
+        "fc2 GEMM", [lambda i=i: x.addmm_(h, i.fc2.weight.T) for i in layers], 2 * n * width * mlp
+    )
     packed = torch.addmm(layers[0].qkv.bias, a, layers[0].qkv.weight.T)
     heads = packed.view(cameras, config.tokens, 3, config.heads, 1, -1)
     q, k, v = heads.unbind(2)
@@ -381,7 +385,9 @@ def _time_prefix_kernels(model, n):
     packed = rows(inner + 2 * vlm.kv_heads * vlm.head_dim)
     positions = prefix._positions[:n]
     print(f"prefix, {n} rows")
-    _each("RMS norm", [lambda i=i: rms_norm(x, i.input_norm) for i in layers], n_bytes=4 * n * width)
+    _each(
+        "RMS norm", [lambda i=i: rms_norm(x, i.input_norm) for i in layers], n_bytes=4 * n * width
+    )
     _each("QKV GEMM", [lambda i=i: a @ i.qkv.T for i in layers], 2 * n * width * packed.shape[1])
     _each(
         "K/V GEMM",
@@ -390,7 +396,11 @@ def _time_prefix_kernels(model, n):
     )
     rotate = [lambda: rotate_split(packed, prefix._rope, positions, vlm.heads, vlm.kv_heads)] * 10
     _each("rotary", rotate, n_bytes=4 * packed.numel())
-    _each("output GEMM", [lambda i=i: x.addmm_(attended, i.out.T) for i in layers], 2 * n * width * inner)
+    _each(
+        "output GEMM",
+        [lambda i=i: x.addmm_(attended, i.out.T) for i in layers],
+        2 * n * width * inner,
+    )
     _each("gate and up GEMM", [lambda i=i: a @ i.gate_up.T for i in layers], 4 * n * width * mlp)
     _each("GELU", [lambda: gelu_mul(both)] * 10, n_bytes=6 * n * mlp)
     for tiles in GLU_TILES:

@@ -5,7 +5,6 @@ Shapes: N rows, h query heads, g key/value heads, d head_dim.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
