@@ -1,0 +1,238 @@
+"""The language model's prefill in few kernels: cuBLAS for the GEMMs, Triton for the rest.
+
+Same functions as `stages.read`, `prefix.prefill_early` and `prefix.prefill_late`, rounded to the
+model's type in fewer places. Per layer: norm, QKV, rotation (which also writes the cache),
+attention, output projection, norm, gate and up, GELU, down. Residuals are added by the GEMMs.
+
+Shapes: N prefix tokens (N_vis visual, then T text slots), K visual tokens kept, D width, F hidden
+channels, h query heads, g key/value heads, d head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from safe_pruner_node.engine.kernels.activation import GluTiles, gelu_mul, glu_linear
+from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
+from safe_pruner_node.engine.kernels.norms import rms_norm
+from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
+from safe_pruner_node.engine.packed_weights import interleave, stack
+from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.prompt import Prompt
+from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05
+
+MAX_TOKENS = 8192
+"""Rotary tables reach this far: Gemma's context length."""
+
+
+@dataclass(frozen=True)
+class PrefixTuning:
+    """Which kernels run; the results are the same.
+
+    Attributes:
+        glu: Tiles of the gate and up GEMM with its GELU inside; None: cuBLAS, then a kernel.
+        attention: Tiles of the attention.
+        sdpa: Take torch's attention where no key is masked and all queries share one head.
+    """
+
+    glu: GluTiles | None = None
+    attention: AttentionTiles = field(default_factory=AttentionTiles)
+    sdpa: bool = False
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """Which of the last keys are padding.
+
+    Attributes:
+        n_text: T.
+        valid: How many of these are text, [] int64, on the device; None: all.
+    """
+
+    n_text: int
+    valid: Tensor | None
+
+
+class FusedPrefix:
+    """Visual tokens and a prompt to keys and values of every layer.
+
+    The model's query, key and value weights become views of one matrix per layer, and so do
+    those of gate and up.
+
+    Args:
+        model: The policy, with its weights where they stay.
+        tuning: Which kernels run.
+    """
+
+    def __init__(self, model: Pi05, tuning: PrefixTuning | None = None) -> None:
+        self._model = model
+        self._config = model.config.vlm
+        self._tuning = tuning or PrefixTuning()
+        self._layers = [_Layer.of(layer) for layer in model.vlm.blocks()]
+        self._positions = torch.arange(MAX_TOKENS, device=model.device)  # [P]
+        cos, sin = model.rope(self._positions[None])
+        self._rope = cos[0], sin[0]  # [P, d] each
+
+    @torch.no_grad()
+    def read(self, z: Tensor, prompt: Prompt) -> list[KeyValue]:
+        """Keys and values of every layer, nothing pruned.
+
+        Args:
+            z: Visual tokens, [N_vis, D].
+            prompt: The text; its padding is attended by nobody.
+
+        Returns:
+            Per layer, keys and values, [1, g, N, d] each.
+        """
+        x = self._embed(z, prompt)  # [N, D]
+        padding = _Padding(prompt.slots, prompt.n_valid)
+        return self._to_the_end(x, self._layers, self._positions[: len(x)], padding)
+
+    @torch.no_grad()
+    def read_early(self, layer: int, z: Tensor, prompt: Prompt) -> EarlyPrefix:
+        """The prefill up to the decision; see `prefix.prefill_early`.
+
+        Args:
+            layer: ls, in 1..depth-1.
+            z: Visual tokens, [N_vis, D].
+            prompt: The text; its padding is attended by nobody.
+        """
+        x = self._embed(z, prompt)  # [N, D]
+        n, n_visual = len(x), len(z)
+        positions = self._positions[:n]
+        padding = _Padding(prompt.slots, prompt.n_valid)
+        *full, boundary = self._layers[:layer]
+        cache = [self._layer(x, block, positions, padding) for block in full]
+        normed = rms_norm(x, boundary.input_norm)  # [N, D]
+        cache.append(self._keys_values(normed, boundary, positions))
+        text = normed.new_empty(self._query_shape(prompt.slots))  # [T, h, d]
+        rotate_queries(normed[n_visual:] @ boundary.query.T, self._rope, positions[n_visual:], text)
+        cos, sin = self._rope
+        return EarlyPrefix(
+            layer,
+            n_visual,
+            x[None],
+            normed[None],
+            (cos[None, :n], sin[None, :n]),
+            text.transpose(0, 1)[None],
+            tuple(cache),
+            prompt.n_valid,
+        )
+
+    @torch.no_grad()
+    def late(self, early: EarlyPrefix, keep: Tensor | None) -> list[KeyValue]:
+        """Finish the prefill with the visual tokens that go on; see `prefix.prefill_late`.
+
+        Args:
+            early: Where `read_early` halted.
+            keep: Ascending visual indices [K]; None keeps all.
+
+        Returns:
+            Per layer, keys and values: of N tokens below ls, of K plus the text from there on.
+        """
+        n, n_visual = early.x.shape[1], early.n_visual
+        padding = _Padding(n - n_visual, early.prompt_valid)
+        boundary = self._layers[early.layer - 1]
+        if keep is None:
+            rows = self._positions[:n]
+            x, normed = early.x[0].clone(), early.normed[0, :n_visual]
+        else:
+            rows = torch.cat([keep, self._positions[n_visual:n]])  # [K + T]
+            x = early.x[0].index_select(0, rows)  # [K + T, D]
+            normed = early.normed[0].index_select(0, keep)  # [K, D]
+        query = x.new_empty(self._query_shape(len(x)))  # [K + T, h, d]
+        visual, text = query.tensor_split((len(normed),))
+        rotate_queries(normed @ boundary.query.T, self._rope, rows[: len(normed)], visual)
+        text.copy_(early.text_query[0].transpose(0, 1))
+        self._finish(x, boundary, self._attend(query, early.cache[-1], padding))
+        rest = self._layers[early.layer :]
+        return [*early.cache, *self._to_the_end(x, rest, rows, padding)]
+
+    def _embed(self, z: Tensor, prompt: Prompt) -> Tensor:
+        n = len(z) + prompt.slots
+        if n > MAX_TOKENS:
+            raise ValueError(f"a prefix of {n} tokens; the language model reads {MAX_TOKENS}")
+        return torch.cat([z, self._model.embed_text(prompt.tokens)[0]])  # [N, D]
+
+    def _to_the_end(
+        self, x: Tensor, layers: Sequence[_Layer], positions: Tensor, padding: _Padding
+    ) -> list[KeyValue]:
+        """Keys and values of these layers, the model's last ones; changes x [N, D]."""
+        *middle, last = layers
+        cache = [self._layer(x, layer, positions, padding) for layer in middle]
+        # Nobody reads the last layer's output: keys and values are all that is needed of it.
+        normed = rms_norm(x, last.input_norm)  # [N, D]
+        return [*cache, self._keys_values(normed, last, positions)]
+
+    def _layer(self, x: Tensor, layer: _Layer, positions: Tensor, padding: _Padding) -> KeyValue:
+        """Run one layer on x [N, D] in place."""
+        projected = rms_norm(x, layer.input_norm) @ layer.qkv.T  # [N, (h + 2g) * d]
+        heads, kv_heads = self._config.heads, self._config.kv_heads
+        query, cache = rotate_split(projected, self._rope, positions, heads, kv_heads)
+        self._finish(x, layer, self._attend(query, cache, padding))
+        return cache
+
+    def _keys_values(self, normed: Tensor, layer: _Layer, positions: Tensor) -> KeyValue:
+        projected = normed @ layer.keys_values.T  # [N, 2g * d]
+        _, cache = rotate_split(projected, self._rope, positions, 0, self._config.kv_heads)
+        return cache
+
+    def _query_shape(self, rows: int) -> tuple[int, int, int]:
+        return rows, self._config.heads, self._config.head_dim
+
+    def _attend(self, query: Tensor, cache: KeyValue, padding: _Padding) -> Tensor:
+        """Attention of queries [N, h, d] to [N, h*d]."""
+        keys, values = cache
+        kv_heads = keys.shape[1]
+        if self._tuning.sdpa and padding.valid is None and kv_heads == 1:
+            one_head = query.flatten(0, 1)[None, None]  # [1, 1, N*h, d]
+            return scaled_dot_product_attention(one_head, keys, values).view(len(query), -1)
+        grouped = query.unflatten(1, (kv_heads, -1))[None]  # [1, N, g, h/g, d]
+        tiles = self._tuning.attention
+        out = attention(grouped, keys, values, tiles, padding.valid, padding.n_text)
+        return out.view(len(query), -1)
+
+    def _finish(self, x: Tensor, layer: _Layer, attended: Tensor) -> None:
+        """Output projection and MLP, added to x [N, D] in place; attended [N, h*d]."""
+        x.addmm_(attended, layer.out.T)
+        y = rms_norm(x, layer.output_norm)  # [N, D]
+        tiles = self._tuning.glu
+        hidden = (
+            gelu_mul(y @ layer.gate_up.T) if tiles is None else glu_linear(y, layer.gate_up, tiles)
+        )  # [N, F]
+        x.addmm_(hidden, layer.down.T)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights, packed; `query` and `keys_values` are views of `qkv`."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    query: Tensor
+    keys_values: Tensor
+    out: Tensor
+    output_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, layer: GemmaLayer) -> _Layer:
+        attn, mlp = layer.self_attn, layer.mlp
+        qkv = stack(attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight)
+        n_query = len(attn.q_proj.weight)
+        return cls(
+            layer.input_layernorm.weight.data,
+            qkv,
+            qkv[:n_query],
+            qkv[n_query:],
+            attn.o_proj.weight.data,
+            layer.post_attention_layernorm.weight.data,
+            interleave(mlp.gate_proj.weight, mlp.up_proj.weight),
+            mlp.down_proj.weight.data,
+        )

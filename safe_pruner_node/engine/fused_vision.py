@@ -1,0 +1,126 @@
+"""The vision tower in few kernels: cuBLAS for the GEMMs, Triton for what is between them.
+
+Same function as `Pi05.embed_images`, rounded to the model's type in fewer places. Per layer: norm,
+QKV, attention, output projection, norm, first and second half of the MLP. Residuals are added by
+the GEMMs.
+
+Shapes: C images, P patches of one image, N = C * P tokens, D width, F hidden channels, h heads,
+d channels per head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
+from safe_pruner_node.engine.kernels.norms import layer_norm
+from safe_pruner_node.engine.kernels.patches import patch_tokens
+from safe_pruner_node.engine.packed_weights import stack
+from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
+
+ATTENTION = AttentionTiles(rows=64, keys=64)
+"""For images of 256 patches, 16 heads of 72 channels."""
+
+
+class FusedVision:
+    """Images to visual tokens.
+
+    The model's query, key and value weights become views of one matrix per layer.
+
+    Args:
+        model: The policy, with its weights where they stay.
+        tiles: How the attention is cut up.
+    """
+
+    def __init__(self, model: Pi05, tiles: AttentionTiles = ATTENTION) -> None:
+        root = model.get_submodule("paligemma_with_expert.paligemma.model")
+        tower = cast("SiglipVision", root.get_submodule("vision_tower.vision_model"))
+        self._config = model.config.vision
+        self._dtype = model.dtype
+        self._tiles = tiles
+        self._patches = _affine(tower.embeddings.patch_embedding)
+        self._position = tower.embeddings.position_embedding.weight.data
+        layers = cast("nn.ModuleList", tower.encoder["layers"])
+        self._layers = [_Layer.of(cast("SiglipLayer", layer)) for layer in layers]
+        self._norm = _affine(tower.post_layernorm)
+        self._projector = _affine(root.get_submodule("multi_modal_projector.linear"))
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Projector outputs [N, D_vlm] of images [C, 3, S, S] in [-1, 1], image by image."""
+        dtype = self._norm.weight.dtype
+        weight, bias = self._patches.weight, self._patches.bias
+        x = patch_tokens(images, weight, bias, self._position, dtype)  # [N, D]
+        for layer in self._layers:
+            self._layer(x, layer)
+        x = layer_norm(x, self._norm.weight, self._norm.bias)  # [N, D]
+        z = torch.addmm(self._projector.bias, x, self._projector.weight.T)  # [N, D_vlm]
+        return z.to(self._dtype)
+
+    def _layer(self, x: Tensor, layer: _Layer) -> None:
+        """Run one layer on x [N, D] in place."""
+        config = self._config
+        # The norms leave the bias of the projection that comes back to x in x.
+        y = layer_norm(x, layer.norm1.weight, layer.norm1.bias, layer.out.bias)  # [N, D]
+        qkv = torch.addmm(layer.qkv.bias, y, layer.qkv.weight.T)  # [N, 3D]
+        heads = qkv.view(-1, config.tokens, 3, config.heads, 1, config.width // config.heads)
+        q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
+        k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
+        attended = attention(q, k, v, self._tiles).view(x.shape)  # [N, D]
+        x.addmm_(attended, layer.out.weight.T)
+        y = layer_norm(x, layer.norm2.weight, layer.norm2.bias, layer.fc2.bias)  # [N, D]
+        x.addmm_(_linear_gelu(y, layer.fc1), layer.fc2.weight.T)
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """Weight and bias of a norm, a projection or a convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm1: _Affine
+    qkv: _Affine
+    out: _Affine
+    norm2: _Affine
+    fc1: _Affine
+    fc2: _Affine
+
+    @classmethod
+    def of(cls, layer: SiglipLayer) -> _Layer:
+        attn = layer.self_attn
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+        qkv = _Affine(
+            stack(*(p.weight for p in projections)),
+            stack(*(p.bias for p in projections)),
+        )
+        return cls(
+            _affine(layer.layer_norm1),
+            qkv,
+            _affine(attn.out_proj),
+            _affine(layer.layer_norm2),
+            _affine(layer.mlp.fc1),
+            _affine(layer.mlp.fc2),
+        )
+
+
+def _affine(module: nn.Module) -> _Affine:
+    return _Affine(module.get_parameter("weight").data, module.get_parameter("bias").data)
+
+
+def _linear_gelu(x: Tensor, linear: _Affine) -> Tensor:
+    """tanh-GELU of a projection of x [N, D] to [N, F], in the GEMM's epilogue."""
+    if x.is_cuda:
+        return torch._addmm_activation(  # noqa: SLF001 - the only door to cuBLASLt's epilogue
+            linear.bias, x, linear.weight.T, use_gelu=True
+        )
+    # On a CPU the same call has the erf form.
+    return gelu(torch.addmm(linear.bias, x, linear.weight.T), approximate="tanh")

@@ -1,0 +1,133 @@
+"""The gated MLP's first half: gelu(gate) * up, alone or in the epilogue of its GEMM.
+
+The rows of the packed weight alternate: gate 0, up 0, gate 1, up 1 and so on (see
+`packed_weights.interleave`), so both halves of one hidden channel meet in one thread.
+
+Shapes: N rows, D width, F hidden channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+BLOCK = 2048
+"""Hidden channels per program of the element-wise kernel."""
+
+
+@dataclass(frozen=True)
+class GluTiles:
+    """How the GEMM with the fused epilogue is cut up.
+
+    Attributes:
+        rows: Rows per tile.
+        columns: Weight rows per tile, gate and up together.
+        depth: Input channels per step.
+        stages: Steps in flight.
+        warps: Warps per program.
+        group: Tiles of rows that share a run of weight tiles, so that these stay in the L2.
+    """
+
+    rows: int = 128
+    columns: int = 256
+    depth: int = 64
+    stages: int = 4
+    warps: int = 8
+    group: int = 8
+
+
+def gelu_mul(projected: Tensor) -> Tensor:
+    """gelu(gate) * up of projected rows [N, 2F], channels alternating, to [N, F]."""
+    rows, columns = projected.shape
+    hidden = projected.new_empty(rows, columns // 2)  # [N, F]
+    n = hidden.numel()
+    _gelu_mul[(triton.cdiv(n, BLOCK),)](projected, hidden, n, BLOCK=BLOCK, num_warps=8)
+    return hidden
+
+
+def glu_linear(x: Tensor, weight: Tensor, tiles: GluTiles) -> Tensor:
+    """gelu(gate) * up of x in one GEMM.
+
+    Args:
+        x: Rows, contiguous, [N, D]; D a multiple of 8.
+        weight: Gate and up alternating, contiguous, [2F, D].
+        tiles: How to cut it up.
+
+    Returns:
+        [N, F].
+    """
+    rows, columns = len(x), len(weight)
+    hidden = x.new_empty(rows, columns // 2)  # [N, F]
+    n_tiles = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
+    _glu_linear[(n_tiles,)](
+        TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
+        TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]),
+        hidden,
+        rows,
+        columns,
+        WIDTH=x.shape[1],
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        GROUP=tiles.group,
+        num_stages=tiles.stages,
+        num_warps=tiles.warps,
+    )
+    return hidden
+
+
+@triton.jit
+def gelu_tanh(x):
+    """GELU in its tanh form, of fp32 x."""
+    # 0.5 (1 + tanh(u)) is sigmoid(2u): one exponential, no tanh needed
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def _gelu_mul(projected, hidden, n, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    pair = tl.arange(0, 2 * BLOCK)
+    inside = pair < 2 * (n - start)
+    both = tl.load(projected + 2 * start + pair, inside, 0.0, eviction_policy="evict_first")
+    gate, up = tl.split(both.to(tl.float32).reshape(BLOCK, 2))  # [BLOCK] each
+    channel = tl.arange(0, BLOCK)
+    tl.store(hidden + start + channel, gelu_tanh(gate) * up, channel < n - start)
+
+
+@triton.jit
+def _glu_linear(
+    x,
+    weight,
+    hidden,
+    rows,
+    columns,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    row_tiles = tl.cdiv(rows, ROWS)
+    column_tiles = tl.cdiv(columns, COLUMNS)
+    tile = tl.program_id(0)
+    first = tile // (GROUP * column_tiles) * GROUP
+    group = min(row_tiles - first, GROUP)
+    row = (first + tile % (GROUP * column_tiles) % group) * ROWS
+    column = tile % (GROUP * column_tiles) // group * COLUMNS
+
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for depth in range(0, WIDTH, DEPTH):
+        a = x.load([row, depth])  # [ROWS, DEPTH]
+        b = weight.load([column, depth])  # [COLUMNS, DEPTH]
+        total = tl.dot(a, b.T, total, input_precision="ieee")
+    gate, up = tl.split(total.reshape(ROWS, COLUMNS // 2, 2))  # [ROWS, COLUMNS / 2] each
+    value = gelu_tanh(gate) * up
+    r = row + tl.arange(0, ROWS)
+    c = column // 2 + tl.arange(0, COLUMNS // 2)
+    inside = (r < rows)[:, None] & (c < columns // 2)[None]
+    target = hidden + r.to(tl.int64)[:, None] * (columns // 2) + c[None]
+    tl.store(target, value.to(hidden.dtype.element_ty), inside)

@@ -1,0 +1,222 @@
+"""The fused vision tower and prefill are the plain ones, on a GPU or in Triton's interpreter."""
+
+# ruff: noqa: E402 - what follows the skips needs Triton
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETED and not torch.cuda.is_available():
+    pytest.skip("needs TRITON_INTERPRET=1 or a GPU", allow_module_level=True)
+
+import triton_interpreter  # noqa: F401
+from fused_prefix_checks import (
+    BAR,
+    SMALL,
+    SMALL_GLU,
+    SMALL_TILES,
+    Case,
+    check,
+    off,
+    off_by_layer,
+    random_policy,
+    random_query,
+)
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from safe_pruner_node.engine.fused_prefix import MAX_TOKENS, FusedPrefix, PrefixTuning
+from safe_pruner_node.engine.fused_vision import FusedVision
+from safe_pruner_node.engine.kernels.activation import gelu_mul
+from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
+from safe_pruner_node.engine.kernels.norms import layer_norm
+from safe_pruner_node.engine.packed_weights import interleave, stack
+from safe_pruner_node.engine.prefix import prefill_early, prefill_late
+from safe_pruner_node.engine.prompt import Prompt
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+LAYER = 2
+PLAIN_TUNING = PrefixTuning(attention=SMALL_TILES)
+TUNINGS = {
+    "gelu kernel": PLAIN_TUNING,
+    "gelu in the GEMM": replace(PLAIN_TUNING, glu=SMALL_GLU),
+    "SDPA": replace(PLAIN_TUNING, sdpa=True),
+    "32 rows": replace(PLAIN_TUNING, attention=AttentionTiles(rows=32, keys=16)),
+}
+
+
+def policy(config=SMALL):
+    return random_policy(config, DEVICE, lambda _: torch.float32)
+
+
+def heads(kv_heads, head_dim):
+    change = {"kv_heads": kv_heads, "head_dim": head_dim}
+    return replace(SMALL, vlm=replace(SMALL.vlm, **change), expert=replace(SMALL.expert, **change))
+
+
+def query(model, text=5, kept=9, cameras=1):
+    """Visual tokens, the prompt, and what to keep."""
+    case = Case(cameras, text, None, kept)
+    images, prompt, keep = random_query(model.config, case, DEVICE)
+    return model.embed_images(images).flatten(0, 1), prompt, keep
+
+
+def embedded(model, z, prompt):
+    return torch.cat([z[None], model.embed_text(prompt.tokens)], 1)
+
+
+@pytest.mark.parametrize("n_heads", [2, 3, 6])  # 24, 16 and 8 channels each
+def test_vision_is_the_plain_one(n_heads):
+    model = policy(replace(SMALL, vision=replace(SMALL.vision, heads=n_heads)))
+    images, _, _ = random_query(model.config, Case(2, 1, None, None), DEVICE)
+    expected = model.embed_images(images).flatten(0, 1)
+    assert off(FusedVision(model, SMALL_TILES)(images), expected) < 1e-5
+
+
+@pytest.mark.parametrize("bucket", [None, 8])
+@pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS)
+def test_read_is_the_plain_prefill(tuning, bucket):
+    model = policy()
+    z, prompt, _ = query(model)
+    expected = model.prefill(embedded(model, z, prompt))
+    given = prompt if bucket is None else prompt.padded(bucket)
+    cache = FusedPrefix(model, tuning).read(z, given)
+    assert max(off_by_layer(cache, expected)) < 1e-5
+    n = len(z) + given.slots
+    shape = (1, 1, n, model.config.vlm.head_dim)
+    assert all(t.shape == shape and t.is_contiguous() for pair in cache for t in pair)
+
+
+@pytest.mark.parametrize(("kv_heads", "head_dim"), [(1, 8), (2, 16), (4, 24)])
+def test_other_heads(kv_heads, head_dim):
+    model = policy(heads(kv_heads, head_dim))
+    z, prompt, keep = query(model)
+    fused = FusedPrefix(model, replace(PLAIN_TUNING, sdpa=True))
+    x = embedded(model, z, prompt)
+    assert max(off_by_layer(fused.read(z, prompt), model.prefill(x))) < 1e-5
+    expected = prefill_late(model, prefill_early(model, x, len(z), LAYER), keep)
+    cache = fused.late(fused.read_early(LAYER, z, prompt.padded(8)), keep)
+    assert max(off_by_layer(cache, expected)) < 1e-5
+
+
+@pytest.mark.parametrize("kept", [None, 1, 9])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_early_and_late_are_the_plain_ones(layer, kept):
+    model = policy()
+    z, prompt, keep = query(model, kept=kept)
+    fused = FusedPrefix(model, PLAIN_TUNING)
+    plain = prefill_early(model, embedded(model, z, prompt), len(z), layer)
+    early = fused.read_early(layer, z, prompt)
+    assert (early.layer, early.n_visual, early.prompt_valid) == (layer, len(z), None)
+    for name in ("x", "normed", "text_query"):
+        a, b = getattr(early, name), getattr(plain, name)
+        assert a.shape == b.shape, name
+        assert off(a, b) < 1e-5, name
+    assert all(torch.equal(a, b) for a, b in zip(early.rope, plain.rope, strict=True))
+    assert max(off_by_layer(early.cache, plain.cache)) < 1e-5
+    cache = fused.late(early, keep)
+    assert max(off_by_layer(cache, prefill_late(model, plain, keep))) < 1e-5
+    assert cache[-1][0].shape[2] == (len(z) if keep is None else len(keep)) + prompt.slots
+    # A graph replays `late` on what `read_early` left: it may not change that.
+    assert off(early.x, plain.x) < 1e-5
+    again = fused.late(early, keep)
+    assert all(torch.equal(a, b) for a, b in zip(sum(cache, ()), sum(again, ()), strict=True))
+
+
+def test_padding_is_read_by_nobody():
+    model = policy()
+    z, prompt, keep = query(model)
+    fused = FusedPrefix(model, PLAIN_TUNING)
+    padded = prompt.padded(8)
+    garbage = padded.tokens.clone()
+    garbage[:, prompt.slots :] = torch.arange(1, 4, device=DEVICE)
+    other = Prompt(garbage, padded.n_valid)
+    runs = [
+        [fused.read(z, p), fused.late(fused.read_early(LAYER, z, p), keep)] for p in (padded, other)
+    ]
+    padding = padded.slots - prompt.slots
+    for first, second in zip(*runs, strict=True):
+        for a, b in zip(first, second, strict=True):
+            for i, j in zip(a, b, strict=True):
+                valid = i.shape[2] - padding
+                assert torch.equal(i[:, :, :valid], j[:, :, :valid])
+                assert not torch.equal(i[:, :, valid:], j[:, :, valid:])
+    early = fused.read_early(LAYER, z, padded)
+    assert early.prompt_valid is padded.n_valid
+
+
+def test_a_prefix_that_is_too_long_is_refused():
+    model = policy()
+    tokens = torch.zeros(1, MAX_TOKENS, dtype=torch.long, device=DEVICE)
+    with pytest.raises(ValueError, match=f"{MAX_TOKENS + 4} tokens"):
+        FusedPrefix(model).read(torch.zeros(4, SMALL.vlm.width, device=DEVICE), Prompt(tokens))
+
+
+def test_packing_changes_no_value_and_doubles_no_memory():
+    model = policy()
+    images, prompt, _ = random_query(model.config, Case(1, 5, None, None), DEVICE)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    z = model.embed_images(images).flatten(0, 1)
+    FusedVision(model)
+    FusedPrefix(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    storages = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+    held = sum(p.untyped_storage().nbytes() for p in storages.values())
+    assert held == sum(p.nbytes for p in before.values())
+    # Loading other weights the usual way reaches the packed matrices.
+    fused = FusedPrefix(model, PLAIN_TUNING)
+    model.load_state_dict({name: p * 1.1 for name, p in before.items()})
+    expected = model.prefill(embedded(model, z, prompt))
+    assert max(off_by_layer(fused.read(z, prompt), expected)) < 1e-5
+
+
+@pytest.mark.parametrize("pack", [stack, interleave])
+def test_packing_again_gives_the_same_matrix(pack):
+    parameters = [torch.nn.Parameter(torch.randn(6, 4)) for _ in range(2)]
+    first = pack(*parameters)
+    assert pack(*parameters).data_ptr() == first.data_ptr()
+    assert pack(*reversed(parameters)).data_ptr() != first.data_ptr()  # another order: another one
+
+
+def test_attention_of_groups_with_large_scores():
+    torch.manual_seed(0)
+    q = torch.randn(2, 5, 2, 3, 24, device=DEVICE) * 40  # [B, N, g, r, d]
+    k, v = torch.randn(2, 2, 2, 37, 24, device=DEVICE)  # [B, g, M, d] each
+    plain = q.flatten(2, 3).transpose(1, 2)  # [B, g * r, N, d]
+    for valid in (None, 1, 20):
+        n_keys = 37 if valid is None else 37 - 20 + valid
+        expected = scaled_dot_product_attention(
+            plain, k[:, :, :n_keys], v[:, :, :n_keys], enable_gqa=True
+        )
+        limit = None if valid is None else torch.tensor(valid, device=DEVICE)
+        out = attention(q, k, v, SMALL_TILES, limit, 20)
+        assert off(out.flatten(2, 3).transpose(1, 2), expected) < 1e-5
+
+
+def test_gelu_at_the_ends():
+    gate = torch.tensor([-1e4, -30.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 30.0, 1e4], device=DEVICE)
+    up = torch.full_like(gate, 2.0)
+    both = torch.stack([gate, up], 1).flatten()[None]  # [1, 2F]
+    expected = gelu(gate, approximate="tanh") * up
+    torch.testing.assert_close(gelu_mul(both)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_norm_adds_after_it_has_read():
+    x = torch.randn(3, 24, device=DEVICE) * 100 + 1e3
+    weight, bias, added = torch.randn(3, 24, device=DEVICE)
+    before = x.clone()
+    y = layer_norm(x, weight, bias, added)
+    expected = torch.nn.functional.layer_norm(before, (24,), weight, bias, 1e-6)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x, before + added)
+
+
+def test_bf16_is_about_as_exact_as_the_plain_model():
+    model = random_policy(SMALL, DEVICE)
+    reference = random_policy(SMALL, DEVICE, lambda _: torch.float32)
+    reference.load_state_dict(model.state_dict())
+    for case in (Case(1, 5, 8, 9), Case(2, 6, None, None)):
+        assert check(model, reference, case, PLAIN_TUNING, SMALL_TILES) < BAR
