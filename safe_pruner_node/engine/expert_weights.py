@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from safe_pruner_node.engine.packed_weights import stack
 from safe_pruner_node.pi05.model import GemmaLayer, Pi05, RMSNorm
 
 
@@ -58,33 +58,18 @@ class StepModulation:
 
 
 def pack_expert(model: Pi05) -> tuple[ExpertLayer, ...]:
-    """Lay the projections that are computed together side by side.
-
-    The model's own parameters become views of them: nothing is held twice and the model goes on
-    working.
-    """
-    return tuple(pack_layer(layer) for layer in model.expert.blocks())
+    """Lay the projections that are computed together side by side; the model's become views."""
+    return tuple(_pack(layer) for layer in model.expert.blocks())
 
 
-def pack_layer(layer: GemmaLayer) -> ExpertLayer:
-    """The same for one layer, of the expert or of the language model."""
+def _pack(layer: GemmaLayer) -> ExpertLayer:
     attention, mlp = layer.self_attn, layer.mlp
     return ExpertLayer(
-        qkv=_side_by_side([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=stack(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
         o=attention.o_proj.weight.data,
-        gate_up=_side_by_side([mlp.gate_proj, mlp.up_proj]),
+        gate_up=stack(mlp.gate_proj.weight, mlp.up_proj.weight),
         down=mlp.down_proj.weight.data,
     )
-
-
-def _side_by_side(projections: Sequence[nn.Linear]) -> Tensor:
-    packed = torch.cat([projection.weight.data for projection in projections])
-    start = 0
-    for projection in projections:
-        rows = projection.weight.shape[0]
-        projection.weight.data = packed[start : start + rows]
-        start += rows
-    return packed
 
 
 def step_modulation(

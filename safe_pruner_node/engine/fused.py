@@ -44,9 +44,9 @@ class FusedRunner(GraphRunner):
 
     def __init__(self, model: Pi05) -> None:
         # Triton is no requirement: only who runs its kernels imports it.
-        from safe_pruner_node.engine.fused_flow import FusedFlow
-        from safe_pruner_node.engine.fused_prefix import FusedPrefix
-        from safe_pruner_node.engine.fused_vision import FusedVision
+        from safe_pruner_node.engine.fused_flow import FusedFlow  # noqa: PLC0415
+        from safe_pruner_node.engine.fused_prefix import FusedPrefix  # noqa: PLC0415
+        from safe_pruner_node.engine.fused_vision import FusedVision  # noqa: PLC0415
 
         super().__init__(model.device)
         self._model = model

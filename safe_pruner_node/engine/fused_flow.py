@@ -118,7 +118,6 @@ class FusedFlow:
         prompt: Prompt,
     ) -> tuple[Tensor, Tensor | None]:
         """Integrate the flow; arguments and results are those of `stages.denoise`."""
-        model = self._model
         steps = self._modulation(schedule)
         actions = noise[0].float().clone()  # [H, A]
         text = prompt.slots if prompt.n_valid is None else prompt.n_valid
@@ -129,10 +128,10 @@ class FusedFlow:
         for number, step in enumerate(steps):
             for index, (layer, pair) in enumerate(zip(self._layers, cache, strict=True)):
                 self._attention(own, layer, step, index, pair, prompt)
-                if shares is not None and deep is not None and index in deep.layers:
-                    if (watched := _watched(deep.steps, number, len(steps))) is not None:
-                        room = shares[watched, deep.layers.index(index)]
-                        self._watch(own, pair, prompt, deep, room)
+                if deep is not None and shares is not None:
+                    place = _place(deep, number, len(steps), index)
+                    if place is not None:
+                        self._watch(own, pair, prompt, deep, shares[place])
                 self._mlp(own, layer, step, index)
             following = steps[min(number + 1, len(steps) - 1)]  # after the last: nobody reads it
             self._advance(own, actions, step, following, schedule.dt)
@@ -403,11 +402,12 @@ class FusedFlow:
         return {"PDL": True, "launch_pdl": True} if self._dependent else {"PDL": False}
 
 
-def _watched(which: str, step: int, n_steps: int) -> int | None:
-    """Place of a step among the watched ones; None: nobody watches it."""
-    if which == "mean":
-        return step
-    return 0 if step == (0 if which == "first" else n_steps - 1) else None
+def _place(deep: DeepSettings, step: int, n_steps: int, layer: int) -> tuple[int, int] | None:
+    """Of a step and layer among the watched ones; None: nobody watches it."""
+    watched = {"mean": step, "first": step, "last": step - (n_steps - 1)}[deep.steps]
+    if layer not in deep.layers or (deep.steps != "mean" and watched != 0):
+        return None
+    return watched, deep.layers.index(layer)
 
 
 def _squares(squares: Tensor) -> dict[str, int]:

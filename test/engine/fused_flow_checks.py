@@ -59,18 +59,14 @@ def random_cache(config, lengths, device="cpu", dtype=torch.float32, seed=1):
     random = torch.Generator(device).manual_seed(seed)
     g, d = config.vlm.kv_heads, config.vlm.head_dim
     return [
-        tuple(
-            torch.randn(1, g, n, d, generator=random, device=device).to(dtype) for _ in range(2)
-        )
+        tuple(torch.randn(1, g, n, d, generator=random, device=device).to(dtype) for _ in range(2))
         for n in lengths
     ]
 
 
 def plain(model, schedule, n_visual, deep, cache, noise, n_text, slots):
     """`ActionFlow` on the cache without its padding."""
-    trimmed = [
-        tuple(t[:, :, : t.shape[2] - (slots - n_text)] for t in pair) for pair in cache
-    ]
+    trimmed = [tuple(t[:, :, : t.shape[2] - (slots - n_text)] for t in pair) for pair in cache]
     watch = None if deep is None else DeepProbe(deep, len(schedule))
     text = Prompt(torch.zeros(1, n_text, dtype=torch.long, device=noise.device))
     actions = ActionFlow(model, schedule, n_visual, text, noise).run(trimmed, None, watch)
@@ -128,9 +124,7 @@ def check_full_size(device="cuda"):
         deep = None if pruned else DeepSettings((0, 16, 17), n_visual, "visual", "mean")
         schedules = {model: FlowSchedule(model, 10) for model in (exact, half)}
         with torch.inference_mode():
-            a, s = plain(
-                exact, schedules[exact], n_visual, deep, exact_cache, noise, n_text, slots
-            )
+            a, s = plain(exact, schedules[exact], n_visual, deep, exact_cache, noise, n_text, slots)
             b, t = plain(half, schedules[half], n_visual, deep, half_cache, noise, n_text, slots)
             valid = None if n_text == slots else torch.tensor(n_text, device=device)
             prompt = Prompt(torch.zeros(1, slots, dtype=torch.long, device=device), valid)
@@ -207,48 +201,109 @@ def kernels(timed):
         torch.cuda.synchronize()
     rows = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)[:12]
     for e in rows:
-        print(f"    {e.device_time_total / 3e3:7.3f} ms {e.count // 3:5d} x {e.device_time_total / e.count:6.2f} us  {e.key[:70]}")
+        print(
+            f"    {e.device_time_total / 3e3:7.3f} ms {e.count // 3:5d} x {e.device_time_total / e.count:6.2f} us  {e.key[:70]}"
+        )
 
 
 CHOICES = {
     "gate_up": [
         PairTiles(c, d, w, s)
         for c, d, w, s in (
-            (32, 64, 4, 4), (32, 64, 4, 6), (32, 64, 4, 8), (32, 128, 4, 3), (32, 128, 4, 4), (32, 64, 8, 6),
-            (16, 128, 4, 4), (16, 128, 4, 6), (16, 64, 4, 8), (64, 64, 4, 4), (64, 64, 8, 4), (64, 64, 4, 6),
-            (64, 128, 4, 3), (64, 128, 8, 3), (32, 256, 4, 2), (32, 128, 8, 4),
+            (32, 64, 4, 4),
+            (32, 64, 4, 6),
+            (32, 64, 4, 8),
+            (32, 128, 4, 3),
+            (32, 128, 4, 4),
+            (32, 64, 8, 6),
+            (16, 128, 4, 4),
+            (16, 128, 4, 6),
+            (16, 64, 4, 8),
+            (64, 64, 4, 4),
+            (64, 64, 8, 4),
+            (64, 64, 4, 6),
+            (64, 128, 4, 3),
+            (64, 128, 8, 3),
+            (32, 256, 4, 2),
+            (32, 128, 8, 4),
         )
     ],
     "qkv": [
         PairTiles(c, d, w, s)
         for c, d, w, s in (
-            (16, 64, 4, 4), (16, 64, 4, 6), (16, 64, 4, 8), (16, 128, 4, 3), (16, 128, 4, 4), (16, 128, 4, 6),
-            (16, 128, 8, 4), (32, 64, 4, 5), (32, 128, 4, 4), (16, 256, 4, 3), (16, 256, 4, 2), (16, 256, 8, 3),
+            (16, 64, 4, 4),
+            (16, 64, 4, 6),
+            (16, 64, 4, 8),
+            (16, 128, 4, 3),
+            (16, 128, 4, 4),
+            (16, 128, 4, 6),
+            (16, 128, 8, 4),
+            (32, 64, 4, 5),
+            (32, 128, 4, 4),
+            (16, 256, 4, 3),
+            (16, 256, 4, 2),
+            (16, 256, 8, 3),
         )
     ],
     "down": [
         SplitTiles(c, p, d, w, s)
         for c, p, d, w, s in (
-            (64, 8, 64, 4, 4), (64, 8, 128, 4, 4), (64, 8, 128, 4, 3), (32, 4, 128, 4, 4),
-            (32, 4, 64, 4, 6), (32, 8, 128, 4, 4), (32, 8, 64, 4, 6), (64, 4, 128, 4, 4),
-            (64, 16, 128, 4, 2), (128, 16, 64, 4, 4), (128, 16, 128, 8, 2), (16, 2, 128, 4, 4),
-            (16, 4, 128, 4, 4), (32, 2, 128, 4, 4), (32, 1, 128, 4, 5), (16, 1, 256, 4, 3), (16, 2, 256, 4, 3), (32, 4, 256, 4, 2), (64, 8, 256, 4, 2),
+            (64, 8, 64, 4, 4),
+            (64, 8, 128, 4, 4),
+            (64, 8, 128, 4, 3),
+            (32, 4, 128, 4, 4),
+            (32, 4, 64, 4, 6),
+            (32, 8, 128, 4, 4),
+            (32, 8, 64, 4, 6),
+            (64, 4, 128, 4, 4),
+            (64, 16, 128, 4, 2),
+            (128, 16, 64, 4, 4),
+            (128, 16, 128, 8, 2),
+            (16, 2, 128, 4, 4),
+            (16, 4, 128, 4, 4),
+            (32, 2, 128, 4, 4),
+            (32, 1, 128, 4, 5),
+            (16, 1, 256, 4, 3),
+            (16, 2, 256, 4, 3),
+            (32, 4, 256, 4, 2),
+            (64, 8, 256, 4, 2),
         )
     ],
     "o": [
         SplitTiles(c, p, d, w, s)
         for c, p, d, w, s in (
-            (64, 8, 64, 4, 4), (64, 8, 128, 4, 2), (32, 4, 128, 4, 4), (32, 4, 64, 4, 6),
-            (32, 8, 128, 4, 2), (32, 8, 64, 4, 4), (64, 4, 128, 4, 4), (64, 16, 128, 4, 2),
-            (16, 2, 128, 4, 4), (16, 4, 128, 4, 4), (32, 2, 128, 4, 4), (32, 1, 128, 4, 4),
-            (16, 1, 128, 4, 5), (16, 2, 256, 4, 3), (16, 1, 256, 4, 3), (32, 2, 256, 4, 2), (64, 2, 128, 4, 4),
+            (64, 8, 64, 4, 4),
+            (64, 8, 128, 4, 2),
+            (32, 4, 128, 4, 4),
+            (32, 4, 64, 4, 6),
+            (32, 8, 128, 4, 2),
+            (32, 8, 64, 4, 4),
+            (64, 4, 128, 4, 4),
+            (64, 16, 128, 4, 2),
+            (16, 2, 128, 4, 4),
+            (16, 4, 128, 4, 4),
+            (32, 2, 128, 4, 4),
+            (32, 1, 128, 4, 4),
+            (16, 1, 128, 4, 5),
+            (16, 2, 256, 4, 3),
+            (16, 1, 256, 4, 3),
+            (32, 2, 256, 4, 2),
+            (64, 2, 128, 4, 4),
         )
     ],
     "attention": [
         AttentionTiles(r, k, w, j)
         for r, k, w, j in (
-            (64, 64, 8, 4), (64, 64, 4, 4), (64, 128, 8, 4), (64, 32, 4, 4), (32, 64, 4, 4),
-            (128, 64, 8, 4), (128, 128, 8, 4), (64, 64, 8, 2), (64, 64, 8, 1), (64, 64, 8, 8),
+            (64, 64, 8, 4),
+            (64, 64, 4, 4),
+            (64, 128, 8, 4),
+            (64, 32, 4, 4),
+            (32, 64, 4, 4),
+            (128, 64, 8, 4),
+            (128, 128, 8, 4),
+            (64, 64, 8, 2),
+            (64, 64, 8, 1),
+            (64, 64, 8, 8),
         )
     ],
 }
@@ -284,10 +339,17 @@ def tune(model, seconds=240.0, pruned=False):
             attempt(replace(best, **{name: choice}))
         print(f"{name}: {getattr(best, name)} {least:.4f} ms for 3 steps", flush=True)
         if name == "attention":
-            for variant in ({"dependent": True, "prefetch": True}, {"dependent": True, "prefetch": False}):
+            for variant in (
+                {"dependent": True, "prefetch": True},
+                {"dependent": True, "prefetch": False},
+            ):
                 attempt(replace(best, **variant))
             print(f"dependent {best.dependent}, prefetch {best.prefetch}")
-    for variant in ({"dependent": True, "prefetch": True}, {"dependent": True, "prefetch": False}, {"dependent": False}):
+    for variant in (
+        {"dependent": True, "prefetch": True},
+        {"dependent": True, "prefetch": False},
+        {"dependent": False},
+    ):
         attempt(replace(best, **variant))
     return best
 

@@ -73,9 +73,7 @@ def gated_residual_kernel(
         w = tl.load(w_ptr + columns[:, None] * K + ks[None, :])
         acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
     if SPLITS == 1:
-        _add_and_prepare(
-            acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
-        )
+        _add_and_prepare(acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N)
     else:
         tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

@@ -25,10 +25,15 @@ def let_next_begin(PDL: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
-
 @triton.jit
 def prefetch_weights(
-    w_ptr, first_row, column, ROWS: tl.constexpr, SPAN: tl.constexpr, PITCH: tl.constexpr, PDL: tl.constexpr
+    w_ptr,
+    first_row,
+    column,
+    ROWS: tl.constexpr,
+    SPAN: tl.constexpr,
+    PITCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Ask for w[first_row : first_row + ROWS, column : column + SPAN] of bf16 rows of PITCH elements.
 
