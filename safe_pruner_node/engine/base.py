@@ -46,8 +46,8 @@ class Engine(ABC):
     def set_pruner(self, settings: PrunerSettings) -> None:
         """Change the method between episodes; begins a new session.
 
-        On an engine that captures, what the method needs is captured here, for the prompt and the
-        cameras of the last `warm_up`.
+        On a warm engine that captures, what the method needs is captured here, for the prompt and
+        the cameras of the last step.
 
         Raises:
             ConfigError: The settings do not fit the model or these cameras.

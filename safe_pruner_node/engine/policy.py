@@ -31,7 +31,7 @@ from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a warm-up was for."""
+    """What the next steps will most likely bring: what the last warm-up or step did."""
 
     prompt: str
     cameras: int
@@ -80,6 +80,8 @@ class PolicyEngine(Engine):
     ) -> tuple[FloatArray, StepReport]:
         """Run one policy query; see `Engine.step`."""
         self._check(inputs)
+        if self._expected is not None:
+            self._expected = _Expected(inputs.prompt, len(inputs.images))
         if noise is None:
             noise = self._noise()
         config = self._checkpoint.config
@@ -150,32 +152,28 @@ class PolicyEngine(Engine):
         progress("warm", 1.0)
 
     def _rehearse(self, settings: PrunerSettings, expected: _Expected, progress: Progress) -> None:
-        model, config, runner = (
-            self._checkpoint.model,
-            self._checkpoint.config,
-            self._session.runner,
-        )
-        images = torch.zeros(expected.cameras, 3, config.vision.image, config.vision.image)
+        """Run every kind of step that is to be expected, in a session of its own."""
+        model, config = self._checkpoint.model, self._checkpoint.config
+        runner, steps = self._session.runner, len(self._session.schedule)
+        cameras, size = expected.cameras, config.vision.image
+        images = torch.zeros(cameras, 3, size, size, device=model.device)
         noise = torch.zeros(1, config.horizon, config.action_dim, device=model.device)
+        names = [f"camera {i}" for i in range(cameras)]
         context = camera_context(
-            expected.prompt,
-            [f"camera {i}" for i in range(expected.cameras)],
-            config.vision.tokens,
-            [(config.vision.image, config.vision.image)] * expected.cameras,
-            self._checkpoint.identity,
+            expected.prompt, names, config.vision.tokens, [(size, size)] * cameras, ""
         )
-        session = PolicySession(model, rehearsal(settings), len(self._session.schedule), runner)
+        session = PolicySession(model, rehearsal(settings), steps, runner)
         state_dim = self._stats.state.dim if self._state_in_prompt else None
         lengths = prompt_lengths(self._tokenizer, expected.prompt, state_dim)
         sizes, kinds = prompt_sizes(*lengths, runner.prompt_bucket), step_kinds(settings)
         verb = "warming up" if runner.prompt_bucket is None else "capturing"
         total = len(sizes) * len(kinds)
-        for i, (size, kind) in enumerate(product(sizes, kinds)):
-            progress(f"{verb} {i + 1}/{total}: {kind}, {size} prompt tokens", i / total)
+        for i, (n_text, kind) in enumerate(product(sizes, kinds)):
+            progress(f"{verb} {i + 1}/{total}: {kind}, {n_text} prompt tokens", i / total)
             if kind == kinds[0]:
                 session.reset()
-            tokens = torch.zeros(1, size, dtype=torch.int64)
-            session.step(images.to(model.device), tokens, noise, context)
+            tokens = torch.zeros(1, n_text, dtype=torch.int64)
+            session.step(images, tokens, noise, context)
 
     def _noise(self) -> NDArray[np.float64]:
         """Noise of this (episode, query): the same for every method, so comparisons pair up."""

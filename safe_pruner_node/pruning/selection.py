@@ -71,5 +71,5 @@ def top_k_with_floors(scores: Tensor, k: int, cameras: Sequence[slice], floor: i
     else:
         keep = before.sum(1) < k
     # Kept tokens go to their place in ascending order, the others to one slot that is cut off.
-    place = (keep.cumsum(0) - 1).where(keep, k)  # [N]
+    place = (keep.cumsum(0) - 1).masked_fill(~keep, k)  # [N]
     return index.new_empty(k + 1).scatter_(0, place, index)[:k]
