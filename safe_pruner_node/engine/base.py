@@ -46,8 +46,11 @@ class Engine(ABC):
     def set_pruner(self, settings: PrunerSettings) -> None:
         """Change the method between episodes; begins a new session.
 
+        On a warm engine that captures, what the method needs is captured here, for the prompt and
+        the cameras of the last step.
+
         Raises:
-            ConfigError: The settings do not fit the model.
+            ConfigError: The settings do not fit the model or these cameras.
         """
 
     @abstractmethod
@@ -55,9 +58,14 @@ class Engine(ABC):
         """Which path runs, in a few words: ``eager cpu float32, 1 thread``."""
 
     @abstractmethod
-    def warm_up(self, progress: Progress) -> None:
+    def warm_up(self, progress: Progress, *, prompt: str = "", cameras: int = 3) -> None:
         """Run every path once so that the first real step is no slower than the others.
 
         Args:
             progress: Told what is being warmed.
+            prompt: The task in words; empty: nobody knows it yet.
+            cameras: How many cameras there will be.
+
+        Raises:
+            ConfigError: The pruner does not fit the cameras.
         """

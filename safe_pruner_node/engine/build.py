@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from safe_pruner_node.engine.base import Engine
+from safe_pruner_node.engine.compiled import CompiledRunner
 from safe_pruner_node.engine.graphs import GraphRunner
 from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.runner import EagerRunner, Runner
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint, load_checkpoint
+from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer, find_tokenizer
 
 
@@ -35,7 +37,7 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    choose_runner(settings.path, device)  # before a large checkpoint is read
+    check_path(settings.path, device)  # before a large checkpoint is read
     checkpoint = load_checkpoint(
         settings.checkpoint, device=device, dtype=settings.dtype, asset_id=settings.asset_id
     )
@@ -67,7 +69,7 @@ def policy_engine(
         flow_steps=settings.flow_steps,
         seed=settings.seed,
         state_in_prompt=settings.state_in_prompt,
-        runner=choose_runner(settings.path, checkpoint.model.device),
+        runner=choose_runner(settings.path, checkpoint.model),
     )
 
 
@@ -84,17 +86,31 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def choose_runner(path: str, device: torch.device) -> Runner:
-    """A new runner of ``auto``, ``eager`` or ``graphs``.
+def check_path(path: str, device: torch.device) -> None:
+    """Refuse what a device cannot run, whatever the model.
 
     Raises:
-        ConfigError: ``graphs`` on a CPU.
+        ConfigError: ``graphs`` or ``fused`` on a CPU.
     """
-    if path == "graphs" and device.type != "cuda":
-        found = f"graphs, on device {device.type}"
-        raise ConfigError("parameter", "path", found, "auto or eager: graphs are CUDA's")
-    if path == "graphs" or (path == "auto" and device.type == "cuda"):
-        return GraphRunner(device)
+    if path in ("graphs", "fused") and device.type != "cuda":
+        found = f"{path}, on device {device.type}"
+        raise ConfigError("parameter", "path", found, "auto, eager or compiled: a CPU has no such")
+
+
+def choose_runner(path: str, model: Pi05) -> Runner:
+    """A new runner for a model, of a path in `settings.PATHS`.
+
+    Raises:
+        ConfigError: The path does not fit the model or its device.
+    """
+    check_path(path, model.device)
+    if path == "fused":
+        expected = "auto, graphs or compiled: there are no kernels for this model yet"
+        raise ConfigError("parameter", "path", path, expected)
+    if path == "compiled":
+        return CompiledRunner(model.device)
+    if path == "graphs" or (path == "auto" and model.device.type == "cuda"):
+        return GraphRunner(model.device)
     return EagerRunner()
 
 

@@ -15,7 +15,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from safe_pruner_node.engine.attention import attend
+from safe_pruner_node.engine.attention import attend, key_bias
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.pi05.model import KeyValue, Pi05, Rope, flow_schedule
 from safe_pruner_node.pruning.padding import valid_keys
@@ -77,11 +77,13 @@ class AttendedKeys:
         k: Keys, [1, g, N + H, d].
         v: Values, likewise.
         valid: True where a key is no padding of the prompt, [N + H] bool; None: all are.
+        bias: What hides the others, see `key_bias`; None: nothing to hide.
     """
 
     k: Tensor
     v: Tensor
     valid: Tensor | None
+    bias: Tensor | None
 
 
 class DeepProbe:
@@ -207,19 +209,22 @@ class ActionFlow:
 
     def _buffers(self, cache: Sequence[KeyValue], known: Sequence[KeyValue]) -> list[AttendedKeys]:
         """Per layer the prefix with room for the suffix behind it, or with the known suffix."""
-        valid = {n: self._valid(n) for n in {k.shape[2] for k, _ in cache}}  # one per length
+        masks = {n: self._masks(n, cache[0][0].dtype) for n in {k.shape[2] for k, _ in cache}}
         buffers = []
         for (k, v), own in zip_longest(cache, known):
             shape = (*k.shape[:2], self._horizon, k.shape[3])
             own_k, own_v = own or (k.new_empty(shape), v.new_empty(shape))
             whole = torch.cat([k, own_k], 2), torch.cat([v, own_v], 2)
-            buffers.append(AttendedKeys(*whole, valid[k.shape[2]]))
+            buffers.append(AttendedKeys(*whole, *masks[k.shape[2]]))
         return buffers
 
-    def _valid(self, n: int) -> Tensor | None:
-        """Which of n prefix keys and the suffix are no padding, [n + H] bool."""
+    def _masks(self, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Which of n prefix keys and the suffix are valid, and the bias that hides the others."""
         slots, n_text = self._prompt.slots, self._prompt.n_valid
-        return None if n_text is None else valid_keys(n + self._horizon, n - slots, slots, n_text)
+        if n_text is None:
+            return None, None
+        valid = valid_keys(n + self._horizon, n - slots, slots, n_text)
+        return valid, key_bias(valid, dtype)
 
     def _layer(
         self, layer: int, x: Tensor, cond: Tensor, keys: AttendedKeys
@@ -229,4 +234,4 @@ class ActionFlow:
         query, own_k, own_v, gate = block.qkv(x, self._rope, cond)
         keys.k[:, :, -self._horizon :] = own_k
         keys.v[:, :, -self._horizon :] = own_v
-        return block.finish(x, attend(block, query, keys.k, keys.v, keys.valid), gate, cond), query
+        return block.finish(x, attend(block, query, keys.k, keys.v, keys.bias), gate, cond), query

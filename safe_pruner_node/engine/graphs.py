@@ -5,6 +5,7 @@ A small policy is bound by Python and kernel launches, not by the GPU: a replay 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from safe_pruner_node.engine.runner import Result, Runner
 
+PROMPT_BUCKET = 32
+"""Text tokens per bucket. The state in the prompt moves its length by tens of tokens, so two or
+three buckets hold every prompt of a task; the padding is on average 16 rows of several hundred."""
+
 WARM_UP_RUNS = 2
 """Runs before a capture: kernels are loaded and libraries make their workspaces, which a capture
 must not do."""
@@ -23,7 +28,7 @@ must not do."""
 class GraphRunner(Runner):
     """Captures every stage for every kind of call at its first, and replays it from then on.
 
-    A kind is the stage, what is fixed, the shapes of the inputs (number of cameras, prompt length,
+    A kind is the stage, what is fixed, the shapes of the inputs (number of cameras, prompt bucket,
     K, horizon and so on), and the calls of the same step before it; a call that reads no other
     stage's result begins a step. All kinds are kept as long as this object lives, so methods and
     prompts may alternate at no cost; the first step of a new kind takes a few eager steps' time.
@@ -41,6 +46,7 @@ class GraphRunner(Runner):
     """
 
     path = "graphs"
+    prompt_bucket: int | None = PROMPT_BUCKET
 
     def __init__(self, device: torch.device) -> None:
         self._calls: dict[Hashable, _Call[Any]] = {}
@@ -62,15 +68,21 @@ class GraphRunner(Runner):
         kind = (stage, fixed, tuple(self._kind(leaf) for leaf in leaves), before)
         call: _Call[Result] | None = self._calls.get(kind)
         if call is None:
+            started_s = time.perf_counter()
             own = [self._own(leaf) for leaf in leaves]
-            function = partial(stage, *fixed, *_rebuild(inputs, iter(own)))
+            function = partial(self._prepared(stage), *fixed, *_rebuild(inputs, iter(own)))
             call = _Call(function, own, self._recorder)
             self._calls[kind] = call
             self._results.update(id(tensor) for tensor in _tensors(call.result))
+            self.capture_ms += (time.perf_counter() - started_s) * 1e3
         else:
             call(leaves)
         self._before = call
         return call.result
+
+    def _prepared(self, stage: Callable[..., Result]) -> Callable[..., Result]:
+        """What is captured in the stage's place."""
+        return stage
 
     def _kind(self, leaf: object) -> Hashable:
         """What a capture depends on: whose result, or which shape and type; or the value."""

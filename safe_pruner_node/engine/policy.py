@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,12 +14,27 @@ from safe_pruner_node.engine.report import step_report
 from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, camera_context
 from safe_pruner_node.engine.timing import StageTimer
+from safe_pruner_node.engine.warm_up import (
+    TYPICAL_PROMPT,
+    prompt_lengths,
+    prompt_sizes,
+    rehearsal,
+    step_kinds,
+)
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import NormStats, to_model_image
 from safe_pruner_node.pruning.settings import PrunerSettings
-from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
+from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the next steps will most likely bring: what the last warm-up or step did."""
+
+    prompt: str
+    cameras: int
 
 
 class PolicyEngine(Engine):
@@ -57,12 +73,15 @@ class PolicyEngine(Engine):
         self._seed = seed
         self._state_in_prompt = state_in_prompt
         self._episode = 0
+        self._expected: _Expected | None = None
 
     def step(
         self, inputs: PolicyInput, noise: NDArray[np.float64] | None = None
     ) -> tuple[FloatArray, StepReport]:
         """Run one policy query; see `Engine.step`."""
         self._check(inputs)
+        if self._expected is not None:
+            self._expected = _Expected(inputs.prompt, len(inputs.images))
         if noise is None:
             noise = self._noise()
         config = self._checkpoint.config
@@ -84,8 +103,7 @@ class PolicyEngine(Engine):
             x_0 = x_0.to(device, torch.float32, non_blocking=True)
         with timer.stage("tokenize"):
             state = self._stats.normalize_state(inputs.state) if self._state_in_prompt else None
-            tokens = torch.from_numpy(self._tokenizer.encode(inputs.prompt, state))[None]
-            tokens = tokens.to(device, non_blocking=True)  # [1, T]
+            tokens = torch.from_numpy(self._tokenizer.encode(inputs.prompt, state))[None]  # [1, T]
         context = camera_context(
             inputs.prompt,
             list(inputs.images),
@@ -108,6 +126,8 @@ class PolicyEngine(Engine):
 
     def set_pruner(self, settings: PrunerSettings) -> None:
         """Change the method; see `Engine.set_pruner`."""
+        if self._expected is not None and self._session.runner.prompt_bucket is not None:
+            self._rehearse(settings, self._expected, lambda _text, _fraction: None)
         self._session.set_pruner(settings)
 
     def describe(self) -> str:
@@ -119,28 +139,41 @@ class PolicyEngine(Engine):
             return f"{path} cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"
         return f"{path} {torch.cuda.get_device_name(model.device)} {dtype}"
 
-    def warm_up(self, progress: Progress) -> None:
-        """Run a keyframe and a pruned step on grey images, in a session of their own.
+    def warm_up(self, progress: Progress, *, prompt: str = "", cameras: int = 3) -> None:
+        """Rehearse a keyframe and a pruned step for every size that the prompt can have.
 
-        With graphs this loads every kernel and captures what three cameras need; what depends on
-        the length of the prompt is captured for this one, and for another at its first step.
+        In sessions of their own: nothing is left behind but what the runner has captured.
         """
-        config, session = self._checkpoint.config, self._session
-        # Without floors: how many cameras there will be is not known yet.
-        settings = replace(session.settings, camera_floor=0)
-        steps = len(session.schedule)
-        rehearsal = PolicySession(self._checkpoint.model, settings, steps, session.runner)
-        grey: RgbImage = np.full((config.vision.image, config.vision.image, 3), 127, np.uint8)
-        inputs = PolicyInput(
-            images={f"camera {i}": grey for i in range(3)},
-            state=np.zeros(self._stats.state.dim),
-            prompt="warm up",
-        )
-        noise = np.zeros((config.horizon, config.action_dim))
-        for i, name in enumerate(("keyframe", "pruned step")):
-            progress(f"warming up: {name}", i / 2)
-            self._run(rehearsal, inputs, noise)
+        if not prompt:
+            prompt = TYPICAL_PROMPT
+            progress(f"no prompt yet: warming up for one as long as '{prompt}'", 0.0)
+        self._expected = _Expected(prompt, cameras)
+        self._rehearse(self._session.settings, self._expected, progress)
         progress("warm", 1.0)
+
+    def _rehearse(self, settings: PrunerSettings, expected: _Expected, progress: Progress) -> None:
+        """Run every kind of step that is to be expected, in a session of its own."""
+        model, config = self._checkpoint.model, self._checkpoint.config
+        runner, steps = self._session.runner, len(self._session.schedule)
+        cameras, size = expected.cameras, config.vision.image
+        images = torch.zeros(cameras, 3, size, size, device=model.device)
+        noise = torch.zeros(1, config.horizon, config.action_dim, device=model.device)
+        names = [f"camera {i}" for i in range(cameras)]
+        context = camera_context(
+            expected.prompt, names, config.vision.tokens, [(size, size)] * cameras, ""
+        )
+        session = PolicySession(model, rehearsal(settings), steps, runner)
+        state_dim = self._stats.state.dim if self._state_in_prompt else None
+        lengths = prompt_lengths(self._tokenizer, expected.prompt, state_dim)
+        sizes, kinds = prompt_sizes(*lengths, runner.prompt_bucket), step_kinds(settings)
+        verb = "warming up" if runner.prompt_bucket is None else "capturing"
+        total = len(sizes) * len(kinds)
+        for i, (n_text, kind) in enumerate(product(sizes, kinds)):
+            progress(f"{verb} {i + 1}/{total}: {kind}, {n_text} prompt tokens", i / total)
+            if kind == kinds[0]:
+                session.reset()
+            tokens = torch.zeros(1, n_text, dtype=torch.int64)
+            session.step(images, tokens, noise, context)
 
     def _noise(self) -> NDArray[np.float64]:
         """Noise of this (episode, query): the same for every method, so comparisons pair up."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safe_pruner_node.engine.attention import attend
+from safe_pruner_node.engine.attention import attend, key_bias
 from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05, Rope
 from safe_pruner_node.pruning.padding import valid_keys
 
@@ -61,7 +61,7 @@ def prefill(
     """
     n = x.shape[1]
     rope = model.rope(torch.arange(n, device=x.device)[None])
-    return _finish([], model.vlm.blocks(), x, rope, _valid(n, n - n_visual, prompt_valid))
+    return _finish([], model.vlm.blocks(), x, rope, _bias(x, n - n_visual, prompt_valid))
 
 
 def prefill_early(
@@ -78,11 +78,11 @@ def prefill_early(
     """
     n = x.shape[1]
     rope = model.rope(torch.arange(n, device=x.device)[None])
-    valid = _valid(n, n - n_visual, prompt_valid)
+    bias = _bias(x, n - n_visual, prompt_valid)
     *full, boundary = model.vlm.blocks()[:layer]
     cache: list[KeyValue] = []
     for block in full:
-        x, kv = _layer(block, x, rope, valid)
+        x, kv = _layer(block, x, rope, bias)
         cache.append(kv)
     normed, _ = boundary.input_layernorm(x)
     cache.append(boundary.keys_values(normed, rope))
@@ -116,10 +116,10 @@ def prefill_late(model: Pi05, early: EarlyPrefix, keep: Tensor | None) -> list[K
     query = torch.cat([boundary.query(visual_normed, visual_rope), early.text_query], 2)
     k, v = early.cache[-1]
     text = n - n_visual
-    out = attend(boundary, query, k, v, _valid(n, text, early.prompt_valid))
+    out = attend(boundary, query, k, v, _bias(early.x, text, early.prompt_valid))
     x = boundary.finish(x, out, None)
-    valid = _valid(x.shape[1], text, early.prompt_valid)
-    return _finish(early.cache, blocks[early.layer :], x, rope, valid)
+    bias = _bias(x, text, early.prompt_valid)
+    return _finish(early.cache, blocks[early.layer :], x, rope, bias)
 
 
 def _finish(
@@ -127,13 +127,13 @@ def _finish(
     blocks: Sequence[GemmaLayer],
     x: Tensor,
     rope: Rope,
-    valid: Tensor | None,
+    bias: Tensor | None,
 ) -> list[KeyValue]:
     """The cache with the keys and values of the layers that are left."""
     whole = list(cache)
     *middle, last = blocks
     for block in middle:
-        x, kv = _layer(block, x, rope, valid)
+        x, kv = _layer(block, x, rope, bias)
         whole.append(kv)
     # Nobody reads the last layer's output: keys and values are all that is needed of it.
     normed, _ = last.input_layernorm(x)
@@ -142,16 +142,19 @@ def _finish(
 
 
 def _layer(
-    block: GemmaLayer, x: Tensor, rope: Rope, valid: Tensor | None
+    block: GemmaLayer, x: Tensor, rope: Rope, bias: Tensor | None
 ) -> tuple[Tensor, KeyValue]:
     """One layer on x [1, N, D] among themselves: x and its keys and values."""
     q, k, v, _ = block.qkv(x, rope)
-    return block.finish(x, attend(block, q, k, v, valid), None), (k, v)
+    return block.finish(x, attend(block, q, k, v, bias), None), (k, v)
 
 
-def _valid(n: int, slots: int, prompt_valid: Tensor | None) -> Tensor | None:
-    """Which of n prefix keys are no padding, [n] bool; the text is at their end."""
-    return None if prompt_valid is None else valid_keys(n, n - slots, slots, prompt_valid)
+def _bias(x: Tensor, slots: int, prompt_valid: Tensor | None) -> Tensor | None:
+    """What hides the padding at the end of a prefix x [1, N, D]; see `key_bias`."""
+    if prompt_valid is None:
+        return None
+    n = x.shape[1]
+    return key_bias(valid_keys(n, n - slots, slots, prompt_valid), x.dtype)
 
 
 def _rows(rope: Rope, rows: Tensor | slice) -> Rope:

@@ -13,10 +13,16 @@ class Runner(ABC):
     """Runs stages, see `stages.py`; may keep what it learns about their shapes.
 
     Attributes:
-        path: Name of this way, for reports: ``eager`` or ``graphs``.
+        path: Name of this way, for reports, as in `EngineSettings.path`.
+        prompt_bucket: Text tokens per bucket: prompts are padded to a multiple of it, so that those
+            of one bucket share what depends on shapes. None: shapes cost nothing, nothing is
+            padded.
+        capture_ms: Time spent so far on kinds of calls that were new, milliseconds.
     """
 
     path: str
+    prompt_bucket: int | None = None
+    capture_ms: float = 0.0
 
     @abstractmethod
     def run(

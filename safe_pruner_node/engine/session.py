@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class SessionStep:
         actions: Normalised actions, [1, H, A].
         decision: What happened to the visual tokens.
         query: Number of this query since the last reset.
-        n_text: Text tokens.
+        n_text: Text tokens without padding.
         context: Cameras and prompt it was made for.
     """
 
@@ -45,7 +46,7 @@ class PolicySession:
     Sessions may share a model; everything remembered is the session's own.
 
     Args:
-        model: The policy; B = 1, no padding, no masks.
+        model: The policy; B = 1.
         settings: The pruning method.
         flow_steps: Euler steps; None takes the model's.
         runner: Runs the model's stages; sessions may share one. None runs them eagerly.
@@ -64,7 +65,7 @@ class PolicySession:
         self.model = model
         self.runner = EagerRunner() if runner is None else runner
         self.settings = settings
-        self.pruner = build_pruner(settings, model.config.vlm.depth)
+        self.pruner = build_pruner(settings, model.config.vlm.depth, self.runner.run)
         self.schedule = FlowSchedule(model, flow_steps or model.config.flow_steps)
         self.query = 0
 
@@ -79,7 +80,7 @@ class PolicySession:
         Raises:
             ConfigError: The settings do not fit the model; the old method stays.
         """
-        self.pruner = build_pruner(settings, self.model.config.vlm.depth)
+        self.pruner = build_pruner(settings, self.model.config.vlm.depth, self.runner.run)
         self.settings = settings
         self.reset()
 
@@ -101,7 +102,7 @@ class PolicySession:
 
         Args:
             images: One image per camera in prefix order, [C, 3, S, S] in [-1, 1].
-            tokens: Text tokens, [1, T].
+            tokens: Text tokens without padding, [1, T], on any device.
             noise: Initial noise, [1, H, A].
             context: Identity of the scene; its cameras are those of `images`.
             timer: Told the stages; None times nothing.
@@ -110,8 +111,9 @@ class PolicySession:
             ConfigError: The camera floors do not fit the cameras.
         """
         timer = timer or StageTimer(noise.device)
-        prompt = Prompt(tokens)
-        with timer.stage("vision"):
+        with timer.stage("tokenize"):
+            prompt = self._prompt(tokens).to(noise.device)
+        with self._stage(timer, "vision"):
             z = self.runner.run(stages.see, (self.model,), images)  # [N_vis, D]
         if self.pruner.layer is None:
             actions = self._full_step(z, prompt, noise, timer)
@@ -120,15 +122,30 @@ class PolicySession:
             actions, decision = self._pruned_step(
                 Scene(z, context), self.pruner.layer, prompt, noise, timer
             )
-        # A copy: the runner may write the next step's actions where these are.
+        # Copies: the runner may write the next step's results where these are.
+        if decision.keep is not None:
+            decision = replace(decision, keep=decision.keep.clone())
         step = SessionStep(actions.clone(), decision, self.query, tokens.shape[1], context)
         self.query += 1
         return step
 
+    def _prompt(self, tokens: Tensor) -> Prompt:
+        bucket = self.runner.prompt_bucket
+        return Prompt(tokens) if bucket is None else Prompt(tokens).padded(bucket)
+
+    @contextmanager
+    def _stage(self, timer: StageTimer, name: str) -> Iterator[None]:
+        """Time a stage; what the runner did for the first time is booked as ``capture``."""
+        before = self.runner.capture_ms
+        with timer.stage(name):
+            yield
+        if spent := self.runner.capture_ms - before:
+            timer.move(spent, name, "capture")
+
     def _full_step(self, z: Tensor, prompt: Prompt, noise: Tensor, timer: StageTimer) -> Tensor:
-        with timer.stage("prefill"):
+        with self._stage(timer, "prefill"):
             cache = self.runner.run(stages.read, (self.model,), z, prompt)
-        with timer.stage("denoise"):
+        with self._stage(timer, "denoise"):
             fixed = (self.model, self.schedule, len(z), None)
             actions, _ = self.runner.run(stages.denoise, fixed, cache, noise, None, prompt)
         return actions
@@ -138,16 +155,16 @@ class PolicySession:
     ) -> tuple[Tensor, Decision]:
         model, settings, run = self.model, self.settings, self.runner.run
         n_visual = len(scene.z)
-        with timer.stage("match"):
+        with self._stage(timer, "match"):
             self.pruner.begin(scene)
-        with timer.stage("prefill_early"):
+        with self._stage(timer, "prefill_early"):
             early = run(stages.read_early, (model, layer), scene.z, prompt)
         view, probed = self._early_view(scene, early, prompt, noise, timer)
-        with timer.stage("select"):
+        with self._stage(timer, "select"):
             decision = self.pruner.decide(view)
-        with timer.stage("prefill_late"):
+        with self._stage(timer, "prefill_late"):
             cache = run(stages.prefill_late, (model,), early, decision.keep)
-        with timer.stage("denoise"):
+        with self._stage(timer, "denoise"):
             deep = None
             if decision.capture_deep:
                 deep = DeepSettings(
@@ -166,14 +183,14 @@ class PolicySession:
         self, scene: Scene, early: EarlyPrefix, prompt: Prompt, noise: Tensor, timer: StageTimer
     ) -> tuple[EarlyView, FlowProbe | None]:
         """What the pruner is shown at layer ls, and what it took of the first denoise step."""
-        rows = self.settings.query_rows
-        if rows == "action_probe":
-            with timer.stage("denoise"):  # the first layers of its first step, only earlier
-                fixed = (self.model, self.schedule, len(scene.z))
-                probed = self.runner.run(stages.probe, fixed, early, noise, prompt)
-            return EarlyView(scene, probed.queries[-1][0], probed.keys[0]), probed
-        query, keys = early.text_query[0], early.cache[-1][0][0]
-        return EarlyView(scene, query[:, -1:] if rows == "last_text" else query, keys), None
+        if self.settings.query_rows != "action_probe":
+            query, keys = early.text_query, early.cache[-1][0]
+            return EarlyView(scene, query, keys, prompt.slots, early.prompt_valid), None
+        with self._stage(timer, "denoise"):  # the first layers of its first step, only earlier
+            fixed = (self.model, self.schedule, len(scene.z))
+            probed = self.runner.run(stages.probe, fixed, early, noise, prompt)
+        query, keys = probed.queries[-1], probed.keys
+        return EarlyView(scene, query, keys, prompt.slots, early.prompt_valid), probed
 
 
 def camera_context(

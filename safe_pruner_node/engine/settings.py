@@ -14,7 +14,7 @@ from safe_pruner_node.pruning.settings import PrunerSettings
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16")
-PATHS = ("auto", "eager", "graphs")
+PATHS = ("auto", "eager", "graphs", "compiled", "fused")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class EngineSettings:
         device: ``auto`` takes CUDA where there is one.
         dtype: ``fp32``, ``bf16`` (openpi's mixed precision) or ``auto``: bf16 on CUDA, fp32 on CPU.
         path: ``eager`` runs the model one kernel after the other, ``graphs`` as CUDA graphs,
-            ``auto`` takes graphs on CUDA.
+            ``compiled`` as CUDA graphs of what torch.compile makes of it, ``fused`` as CUDA graphs
+            of this project's kernels; ``auto`` takes the fastest that runs on the device without
+            a compilation.
         pruner: The pruning method of the first session.
         flow_steps: Euler steps of the action expert; None takes the checkpoint's (10).
         threads: torch threads on the CPU; 0 leaves torch's own choice.

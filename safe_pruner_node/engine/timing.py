@@ -40,6 +40,11 @@ class StageTimer:
             yield
             self._ms[name] += (time.perf_counter() - started) * 1e3
 
+    def move(self, ms: float, source: str, target: str) -> None:
+        """Book time that was measured as part of one stage on another."""
+        for name, change in ((source, -ms), (target, ms)):
+            self._ms[name] = self._ms.get(name, 0.0) + change
+
     def milliseconds(self) -> dict[str, float]:
         """Stage to milliseconds; on CUDA this waits for the last event."""
         if self._events:

@@ -22,8 +22,8 @@ from safe_pruner_node.pi05.checkpoint import Checkpoint
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Pruner, Scene
+from safe_pruner_node.pruning.early import Vote, early_saliency
 from safe_pruner_node.pruning.matching import unit_rows
-from safe_pruner_node.pruning.saliency import visual_saliency
 from safe_pruner_node.pruning.settings import QUERY_ROWS, PrunerSettings
 from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
 
@@ -108,13 +108,15 @@ class RecordingSession(PolicySession):
     def _early_view(
         self, scene: Scene, early: EarlyPrefix, prompt: Prompt, noise: Tensor, timer: StageTimer
     ) -> tuple[EarlyView, FlowProbe | None]:
-        asked, n_visual = self.settings, len(scene.z)
+        asked = self.settings
         for rows in QUERY_ROWS:
             self.settings = replace(asked, query_rows=rows)
             view, probed = super()._early_view(scene, early, prompt, noise, timer)
-            self.early[rows] = visual_saliency(view.query, view.keys, n_visual, asked.softmax_over)
+            seen = view.query, view.keys, view.n_text
+            vote = Vote(rows, asked.softmax_over, len(scene.z), view.text_slots)
+            self.early[rows] = early_saliency(vote, *seen)
             if rows == "last_text":
-                self.early["fastv"] = visual_saliency(view.query, view.keys, n_visual, "all")
+                self.early["fastv"] = early_saliency(replace(vote, over="all"), *seen)
         self.settings = asked
         return view, probed
 
@@ -134,7 +136,7 @@ class RecordingEngine(PolicyEngine):
     def __init__(
         self, checkpoint: Checkpoint, tokenizer: PromptTokenizer, settings: EngineSettings
     ) -> None:
-        runner = choose_runner(settings.path, checkpoint.model.device)
+        runner = choose_runner(settings.path, checkpoint.model)
         super().__init__(
             checkpoint,
             tokenizer,

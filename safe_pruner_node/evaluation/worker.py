@@ -83,7 +83,7 @@ class Bench:
         checkpoint, tokenizer = load_policy(plan.engine)
         engine = policy_engine(checkpoint, tokenizer, plan.engine)
         self.policy = PolicyStep(engine, robot)
-        engine.warm_up(lambda _text, _fraction: None)
+        engine.warm_up(lambda _text, _fraction: None, cameras=len(robot.cameras))
         self.policy.rehearse()
         self.checkpoint_id = checkpoint.identity
         self.noise_shape = (checkpoint.config.horizon, checkpoint.config.action_dim)

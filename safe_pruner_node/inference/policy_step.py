@@ -116,11 +116,14 @@ class PolicyStep:
         stage_ms = {**before.ms, **report.stage_ms, **after.ms}
         return StepOutput(chunk, replace(report, stage_ms=stage_ms), overlays)
 
-    def rehearse(self) -> tuple[int, int]:
+    def rehearse(self, prompt: str = "") -> tuple[int, int]:
         """Run one query on grey images at the home pose, then begin a fresh session.
 
         So a checkpoint that does not fit the robot is found now and not by the first real
         observation, and the first real step is no slower than the others.
+
+        Args:
+            prompt: The task in words; empty: not known yet.
 
         Returns:
             Actions per chunk and size of one action.
@@ -133,7 +136,7 @@ class PolicyStep:
             for camera in self.robot.cameras
         }
         state = self.robot.layout.to_policy_state(self.robot.home)
-        inputs = PolicyInput(self._undistort(images), state, _REHEARSAL_PROMPT)
+        inputs = PolicyInput(self._undistort(images), state, prompt or _REHEARSAL_PROMPT)
         actions, _ = self.engine.step(inputs)
         horizon, action_dim = actions.shape
         if action_dim != self.robot.layout.dof:

@@ -36,6 +36,7 @@ class WorkerSettings:
     Attributes:
         engine: What the worker builds; picklable, torch-free.
         robot_config: Path of the robot configuration (layout, units, cameras, calibration).
+        prompt: The task in words that steps will bring at first, to warm up for; empty: not known.
         threads: CPU threads of the image work outside the engine, whose own are in ``engine``.
         niceness: Added to the worker's nice value, 0..19, so that control wins the CPU.
         heartbeat_s: Period of the idle worker's sign of life.
@@ -52,6 +53,7 @@ class WorkerSettings:
 
     engine: EngineSettings
     robot_config: Path
+    prompt: str = ""
     threads: int = 1
     niceness: int = 5
     heartbeat_s: float = 0.5

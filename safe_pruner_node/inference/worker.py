@@ -105,10 +105,14 @@ class _Worker:
         robot = load_robot_config(settings.robot_config)
         self._progress(f"loading {settings.engine.checkpoint}", 0.05)
         engine, checkpoint_id = _build(settings.engine, engine_factory)
-        engine.warm_up(lambda text, fraction: self._progress(text, 0.4 + 0.5 * fraction))
+        engine.warm_up(
+            lambda text, fraction: self._progress(text, 0.4 + 0.5 * fraction),
+            prompt=settings.prompt,
+            cameras=len(robot.cameras),
+        )
         self._progress("rehearsing one step", 0.9)
         self._policy = PolicyStep(engine, robot, threads=settings.threads)
-        horizon, action_dim = self._policy.rehearse()
+        horizon, action_dim = self._policy.rehearse(settings.prompt)
         _send(channel, Ready(engine.describe(), checkpoint_id, horizon, action_dim))
 
     def serve(self) -> None:

@@ -226,6 +226,7 @@ class PolicyNode(LifecycleNode):
             worker=WorkerSettings(
                 engine=engine,
                 robot_config=robot.path,
+                prompt=parameters.prompt,
                 niceness=parameters.worker_niceness,
             ),
             control_rate_hz=parameters.control_rate_hz or robot.control.rate_hz,

@@ -10,11 +10,39 @@ g key heads, R query rows, d head_dim.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from safe_pruner_node.pruning.early import Vote
+from safe_pruner_node.pruning.selection import Selection, camera_slices
 from safe_pruner_node.pruning.settings import PrunerSettings
+
+Result = TypeVar("Result")
+
+
+class Run(Protocol):
+    """Runs a pure function of tensors, perhaps captured; what it gives may be its own memory."""
+
+    def __call__(
+        self, function: Callable[..., Result], fixed: tuple[Hashable, ...], /, *inputs: object
+    ) -> Result:
+        """Give ``function(*fixed, *inputs)``, valid until the same function runs again.
+
+        Args:
+            function: Reads nothing back and has no effect but its result.
+            fixed: What is the same for every query of a kind.
+            inputs: Tensors from outside or whole results of other such calls.
+        """
+
+
+def call(
+    function: Callable[..., Result], fixed: tuple[Hashable, ...], /, *inputs: object
+) -> Result:
+    """The plain `Run`: call the function."""
+    return function(*fixed, *inputs)
 
 
 @dataclass(frozen=True)
@@ -41,13 +69,14 @@ class Context:
         return ""
 
     @property
+    def tokens(self) -> tuple[int, ...]:
+        """Visual tokens of each camera."""
+        return tuple(tokens for _, tokens in self.cameras)
+
+    @property
     def camera_slices(self) -> tuple[slice, ...]:
         """Each camera's range of visual token indices."""
-        slices, start = [], 0
-        for _, tokens in self.cameras:
-            slices.append(slice(start, start + tokens))
-            start += tokens
-        return tuple(slices)
+        return camera_slices(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -69,13 +98,17 @@ class EarlyView:
 
     Attributes:
         scene: The same scene that `Pruner.begin` saw.
-        query: Rows that vote, after RoPE, [h, R, d].
-        keys: Keys they vote on, after RoPE, [g, M, d]; the first N_vis are the visual ones.
+        query: Rows of which some or all vote, after RoPE, [1, h, R, d].
+        keys: Keys they vote on, after RoPE, [1, g, M, d]: visual, text, others.
+        text_slots: Keys of the text and its padding.
+        n_text: How many of these are text, [] int64; None: all are.
     """
 
     scene: Scene
     query: Tensor
     keys: Tensor
+    text_slots: int
+    n_text: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -106,14 +139,20 @@ class Pruner(ABC):
     keyframe `observe`. Two sessions are two instances; nothing is shared.
     """
 
-    def __init__(self, settings: PrunerSettings, depth: int) -> None:
+    def __init__(self, settings: PrunerSettings, depth: int, run: Run = call) -> None:
         """Check the settings against a model with `depth` layers.
+
+        Args:
+            settings: The method's.
+            depth: Layers of the model.
+            run: Runs the method's tensor arithmetic.
 
         Raises:
             ConfigError: They do not fit.
         """
         settings.check_depth(depth)
         self.settings = settings
+        self._run = run
         self.deep_layers = settings.deep_layers(depth)
 
     @property
@@ -144,3 +183,15 @@ class Pruner(ABC):
 
     def reset(self) -> None:  # noqa: B027 - most methods remember nothing
         """Forget the episode."""
+
+    def _vote(self, early: EarlyView) -> Vote:
+        """How the early saliency is taken."""
+        settings = self.settings
+        return Vote(
+            settings.query_rows, settings.softmax_over, len(early.scene.z), early.text_slots
+        )
+
+    def _selection(self, scene: Scene) -> Selection:
+        """How many tokens go on."""
+        settings, tokens = self.settings, scene.context.tokens
+        return Selection(settings.kept(sum(tokens)), settings.camera_floor, tokens)

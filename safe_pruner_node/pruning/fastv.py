@@ -6,9 +6,11 @@ positions. Every step is pruned; there are no keyframes.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from safe_pruner_node.pruning.base import Decision, EarlyView, Pruner
-from safe_pruner_node.pruning.saliency import visual_saliency
-from safe_pruner_node.pruning.selection import top_k_with_floors
+from safe_pruner_node.pruning.early import Vote, early_saliency
+from safe_pruner_node.pruning.selection import Selection, select
 
 
 class FastVPruner(Pruner):
@@ -16,10 +18,11 @@ class FastVPruner(Pruner):
 
     def decide(self, early: EarlyView) -> Decision:
         """Rank by the early saliency."""
-        settings, scene = self.settings, early.scene
-        n_visual = len(scene.z)
-        scores = visual_saliency(early.query, early.keys, n_visual, settings.softmax_over)
-        keep = top_k_with_floors(
-            scores, settings.kept(n_visual), scene.context.camera_slices, settings.camera_floor
-        )
-        return Decision(keep=keep)
+        fixed = (self._vote(early), self._selection(early.scene))
+        return Decision(keep=self._run(_rank, fixed, early.query, early.keys, early.n_text))
+
+
+def _rank(
+    vote: Vote, selection: Selection, query: Tensor, keys: Tensor, n_text: Tensor | None
+) -> Tensor:
+    return select(selection, early_saliency(vote, query, keys, n_text))  # [K]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from safe_pruner_node.pruning.selection import camera_slices
+
 
 def unit_rows(z: Tensor) -> Tensor:
     """L2-normalise each token embedding, in fp32: [N, D] to [N, D]."""
@@ -34,3 +36,21 @@ def match(current: Tensor, reference: Tensor, cameras: Sequence[slice] | None = 
         (current[camera] @ reference[camera].T).argmax(-1) + camera.start for camera in cameras
     ]
     return torch.cat(within)
+
+
+def correspond(
+    cameras: tuple[int, ...] | None, z: Tensor, reference: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unit rows of this query and their nearest ones of the keyframe (algorithm 2).
+
+    Args:
+        cameras: Tokens of each camera, to match within a camera; None matches over all tokens.
+        z: Projector outputs, [N_vis, D].
+        reference: Unit rows of the keyframe, [N_vis, D].
+
+    Returns:
+        Unit rows, fp32, [N_vis, D], and pi as `match` gives it, [N_vis] int64.
+    """
+    z_hat = unit_rows(z)
+    spans = None if cameras is None else camera_slices(cameras)
+    return z_hat, match(z_hat, reference, spans)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from safe_pruner_node.pruning.base import Decision, EarlyView, Pruner
-from safe_pruner_node.pruning.selection import top_k_with_floors
+from safe_pruner_node.pruning.base import Decision, EarlyView, Pruner, Run, call
+from safe_pruner_node.pruning.selection import select
 from safe_pruner_node.pruning.settings import PrunerSettings
 
 
 class RandomPruner(Pruner):
     """Keeps K tokens drawn without replacement, afresh every step, from the settings' seed."""
 
-    def __init__(self, settings: PrunerSettings, depth: int) -> None:
-        super().__init__(settings, depth)
+    def __init__(self, settings: PrunerSettings, depth: int, run: Run = call) -> None:
+        super().__init__(settings, depth, run)
         self._generator = torch.Generator().manual_seed(settings.seed)
 
     def decide(self, early: EarlyView) -> Decision:
-        """Draw the tokens."""
-        settings, scene = self.settings, early.scene
-        n_visual = len(scene.z)
-        scores = torch.rand(n_visual, generator=self._generator).to(scene.z.device)
-        keep = top_k_with_floors(
-            scores, settings.kept(n_visual), scene.context.camera_slices, settings.camera_floor
-        )
-        return Decision(keep=keep)
+        """Draw the tokens, on the CPU: it needs nothing of what the GPU knows."""
+        scores = torch.rand(len(early.scene.z), generator=self._generator)
+        keep = select(self._selection(early.scene), scores)
+        return Decision(keep=keep.to(early.scene.z.device, non_blocking=True))

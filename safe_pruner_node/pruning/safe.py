@@ -7,15 +7,15 @@ expert's saliency at the deep layers is only ever fused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Pruner, Scene
-from safe_pruner_node.pruning.forecast import deep_forecast, fuse, kappa, transfer
-from safe_pruner_node.pruning.matching import match, unit_rows
-from safe_pruner_node.pruning.saliency import visual_saliency
-from safe_pruner_node.pruning.selection import top_k_with_floors
+from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Pruner, Run, Scene, call
+from safe_pruner_node.pruning.judgement import judge
+from safe_pruner_node.pruning.matching import correspond
 from safe_pruner_node.pruning.settings import PrunerSettings
 
 _NAN = float("nan")
@@ -40,65 +40,95 @@ class Reference:
     deep: Tensor | None
 
 
-class SafePruner(Pruner):
-    """Keyframe cache of one session, and the decisions made with it."""
+@dataclass(frozen=True)
+class _Shown:
+    """The step so far: `reference` is what it is compared with, `stale` why that is no use."""
 
-    def __init__(self, settings: PrunerSettings, depth: int) -> None:
-        super().__init__(settings, depth)
+    reference: Reference
+    stale: str
+    z_hat: Tensor
+    pi: Tensor
+    early: Tensor | None = None
+
+
+class SafePruner(Pruner):
+    """Keyframe cache of one session, and the decisions made with it.
+
+    Every step runs the same functions, the first one against a blank reference: so what an engine
+    captures of one step serves them all.
+    """
+
+    def __init__(self, settings: PrunerSettings, depth: int, run: Run = call) -> None:
+        super().__init__(settings, depth, run)
         self.reset()
 
     def reset(self) -> None:
         """Forget the episode: the next step is a keyframe."""
         self.reference: Reference | None = None
         self._query = 0
-        self._z_hat: Tensor | None = None
-        self._early: Tensor | None = None
-        self._pi: Tensor | None = None
+        self._shown: _Shown | None = None
 
     def begin(self, scene: Scene) -> None:
         """Match the tokens with those of the keyframe, if that still is one for this scene."""
         super().begin(scene)
-        self._z_hat = unit_rows(scene.z)
-        self._pi = None
-        if self.reference is not None and self.reference.context == scene.context:
-            cameras = scene.context.camera_slices if self.settings.match_within_camera else None
-            self._pi = match(self._z_hat, self.reference.z_hat, cameras)
+        reference, stale = self.reference, "first"
+        if reference is not None:
+            stale = reference.context.difference(scene.context)
+        if reference is None or stale:
+            reference = self._blank(scene)
+        cameras = scene.context.tokens if self.settings.match_within_camera else None
+        z_hat, pi = self._run(correspond, (cameras,), scene.z, reference.z_hat)
+        self._shown = _Shown(reference, stale, z_hat, pi)
 
     def decide(self, early: EarlyView) -> Decision:
         """Algorithm 1, lines 9 to 20; the read-back of kappa is the step's only one."""
-        settings, scene = self.settings, early.scene
-        n_visual = len(scene.z)
-        self._early = visual_saliency(early.query, early.keys, n_visual, settings.softmax_over)
-        reference, pi = self.reference, self._pi
-        if reference is None:
-            return self._keyframe("first")
-        if pi is None:
-            return self._keyframe(reference.context.difference(scene.context))
-        value = float(kappa(self._early, transfer(reference.early, pi)))
+        shown = self._now()
+        reference = shown.reference
+        judgement = self._run(
+            judge,
+            (self._vote(early), self._selection(early.scene), self.settings.lambda_),
+            early.query,
+            early.keys,
+            early.n_text,
+            shown.pi,
+            reference.early,
+            reference.deep,
+        )
+        self._shown = replace(shown, early=judgement.early)
+        if shown.stale:
+            return self._keyframe(shown.stale)
+        value = float(judgement.kappa)
         if reason := self._renewal(value, self._query - reference.query):
             return self._keyframe(reason, value)
-        scores = self._early
-        if reference.deep is not None:
-            scores = fuse(scores, deep_forecast(reference.deep, pi), settings.lambda_)
-        keep = top_k_with_floors(
-            scores, settings.kept(n_visual), scene.context.camera_slices, settings.camera_floor
-        )
         self._query += 1
-        return Decision(keep=keep, kappa=value)
+        return Decision(keep=judgement.keep, kappa=value)
 
     def observe(self, early: EarlyView, deep: Tensor | None) -> None:
         """Keep this keyframe as the reference."""
-        if self._z_hat is None or self._early is None:
-            raise RuntimeError("observe() belongs after begin() and decide() of the same step")
-        # Copies: an engine may reuse the memory of what it shows.
+        shown = self._now()
+        if shown.early is None:
+            raise RuntimeError("observe() belongs after decide() of the same step")
+        # Copies: what was shown or computed may be memory that the next step writes again.
         self.reference = Reference(
             context=early.scene.context,
             query=self._query,
-            z_hat=self._z_hat.clone(),
-            early=self._early.clone(),
+            z_hat=shown.z_hat.clone(),
+            early=shown.early.clone(),
             deep=None if deep is None else deep.clone(),
         )
         self._query += 1
+
+    def _now(self) -> _Shown:
+        if self._shown is None:
+            raise RuntimeError("begin() opens a step")
+        return self._shown
+
+    def _blank(self, scene: Scene) -> Reference:
+        """Something of the right shapes to compare with, of which nothing will be used."""
+        n, width = scene.z.shape
+        zeros = partial(torch.zeros, dtype=torch.float32, device=scene.z.device)
+        deep = zeros(len(self.deep_layers), n) if self.settings.lambda_ > 0.0 else None
+        return Reference(scene.context, self._query, zeros(n, width), zeros(n), deep)
 
     def _renewal(self, value: float, age: int) -> str:
         """Why the reference has to be renewed, empty when it need not be."""

@@ -41,8 +41,8 @@ def visual_saliency(
     if n_rows is None:
         total: Tensor = weights.sum((0, 1))
         return total / (heads * rows)
-    voting = (torch.arange(rows, device=keys.device) < n_rows)[:, None]  # [R, 1]
+    silent = (torch.arange(rows, device=keys.device) >= n_rows)[:, None]  # [R, 1]
     by_row = weights.reshape(heads, rows, n_visual)
     # No product with 0: what a row of padding holds may be anything.
-    total = by_row.where(voting, 0.0).sum((0, 1))
+    total = by_row.masked_fill(silent, 0.0).sum((0, 1))
     return total / (heads * n_rows)

@@ -24,6 +24,7 @@ from safe_pruner_node.pi05.checkpoint import mixed_dtype
 from safe_pruner_node.pruning.settings import PrunerSettings
 from safe_pruner_node.types import PolicyInput
 
+PROMPT = "pick up the red cube"
 NANO = Path(__file__).resolve().parents[2] / "checkpoints/nano"
 SAFE = PrunerSettings(camera_floor=2, gamma=0.5)  # Frames jump: keyframes and pruned steps
 METHODS = {
@@ -43,7 +44,13 @@ METHODS = {
 }
 
 
-def compare(model, frames, methods, tolerance=0.0, same_keep=1.0):
+class Unpadded(GraphRunner):
+    """Every prompt length is a kind of its own, and no mask is needed."""
+
+    prompt_bucket = None
+
+
+def compare(model, frames, methods, tolerance=0.0, same_keep=1.0, runner=None):
     """Play every method with a graph session and an eager one, all on one runner, twice.
 
     Args:
@@ -53,11 +60,12 @@ def compare(model, frames, methods, tolerance=0.0, same_keep=1.0):
         tolerance: Greatest difference of actions, as part of the greatest action.
         same_keep: Share of the steps that have to keep the same tokens, 0..1; the actions of
             others are not compared.
+        runner: Of the graph session; None makes one.
 
     Returns:
         Greatest difference found, likewise, and the runner.
     """
-    runner = GraphRunner(model.device)
+    runner = runner or GraphRunner(model.device)
     ours = PolicySession(model, SAFE, runner=runner)
     theirs = PolicySession(model, SAFE)
     worst, same, steps = 0.0, 0, 0
@@ -67,7 +75,9 @@ def compare(model, frames, methods, tolerance=0.0, same_keep=1.0):
         kinds, given = set(), []
         for t in range(len(frames)):
             a, b = frames.step(ours, t), frames.step(theirs, t)
-            given.append((a.actions, a.actions.clone(), b))
+            given.append((a.actions, a.actions.clone()))
+            if a.decision.keep is not None:
+                given.append((a.decision.keep, a.decision.keep.clone()))
             assert a.decision.reason == b.decision.reason, (name, t)
             assert same_keep < 1 or np.isclose(
                 a.decision.kappa, b.decision.kappa, rtol=0, atol=1e-5, equal_nan=True
@@ -81,7 +91,7 @@ def compare(model, frames, methods, tolerance=0.0, same_keep=1.0):
                 scale = b.actions.abs().max()
                 worst = max(worst, float((a.actions - b.actions).abs().max() / scale))
         assert kinds == ({False, True} if settings.method == "safe" else {False}), name
-        for later, then, _ in given:  # nothing that was handed out has changed since
+        for later, then in given:  # nothing that was handed out has changed since
             assert torch.equal(later, then), name
         assert worst <= tolerance, (name, worst)
     assert same >= same_keep * steps, (same, steps)
@@ -92,6 +102,8 @@ def check_small_policy(device="cuda"):
     """fp32 tightly, openpi's mixed bf16 loosely."""
     frames = Frames(device=device)
     model = random_model().to(device)
+    worst, _ = compare(model, frames, METHODS, 1e-4, runner=Unpadded(model.device))
+    print(f"fp32, prompt not padded: greatest difference {worst:.1e} of the greatest action")
     worst, runner = compare(model, frames, METHODS, 1e-4)
     print(
         f"fp32: greatest difference {worst:.1e} of the greatest action; {runner.captures} captures"
@@ -123,7 +135,7 @@ def time_nano(device="cuda", steps=50):
             chunks = {}
             for runner in (None, graphs):
                 engine = PolicyEngine(checkpoint, tokenizer, pruner, runner=runner)
-                engine.warm_up(lambda *_: None)
+                engine.warm_up(lambda *_: None, prompt=PROMPT)
                 random = np.random.default_rng(0)
                 wall_ms, reports, chunks[runner] = [], [], []
                 for _ in range(steps + 3):
@@ -131,7 +143,7 @@ def time_nano(device="cuda", steps=50):
                         name: random.integers(0, 256, (360, 640, 3), np.uint8)
                         for name in ("head", "left_wrist", "right_wrist")
                     }
-                    inputs = PolicyInput(images, np.zeros(16), "pick up the red cube")
+                    inputs = PolicyInput(images, np.zeros(16), PROMPT)
                     started = time.perf_counter()
                     actions, report = engine.step(inputs)
                     wall_ms.append((time.perf_counter() - started) * 1e3)

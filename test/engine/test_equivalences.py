@@ -74,7 +74,7 @@ def test_the_same_frame_again_has_kappa_1_and_the_identity_as_match(session, fra
     again = frames.step(safe, 0)
     assert first.decision.reason == "first"
     assert again.decision.kappa == pytest.approx(1.0, abs=1e-6)
-    assert safe.pruner._pi.tolist() == list(range(48))
+    assert safe.pruner._shown.pi.tolist() == list(range(48))
 
 
 @modes

@@ -46,6 +46,13 @@ def test_life_of_a_worker(launch, observe, robot):
     assert 0 < result.worker_ms < result.round_trip_ms
 
 
+def test_the_engine_is_warmed_for_the_prompt_and_the_robots_cameras(launch, settings, robot):
+    worker = launch(worker_fakes.good, dataclasses.replace(settings, prompt="stand still"))
+    worker.wait_for(WorkerReady)
+    texts = [event.text for event in worker.events if isinstance(event, WorkerProgress)]
+    assert f"warming up: 'stand still', {len(robot.cameras)} cameras" in texts
+
+
 def test_busy_worker_takes_no_second_request(launch, observe):
     worker = launch(worker_fakes.good)
     assert not worker.submit(observe())  # still starting

@@ -68,8 +68,8 @@ class FakeEngine(Engine):
     def describe(self):
         return "fake"
 
-    def warm_up(self, progress):
-        progress("warming up", 1.0)
+    def warm_up(self, progress, *, prompt="", cameras=3):
+        progress(f"warming up: {prompt!r}, {cameras} cameras", 1.0)
 
 
 def good(settings):

@@ -56,3 +56,16 @@ def test_kappa_is_the_cosine_and_stays_in_its_range():
 def test_fusion_weighs_the_forecast_by_lambda():
     early, forecast = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert fuse(early, forecast, 0.25).tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("over", ["visual", "all"])
+def test_rows_and_keys_of_padding_do_not_count(over):
+    random = torch.Generator().manual_seed(4)
+    query, keys = torch.randn(4, 5, 8, generator=random), torch.randn(2, 22, 8, generator=random)
+    valid = torch.ones(22, dtype=torch.bool)
+    valid[17:20] = False  # between the text and what comes after it
+    query[:, 3:] = float("nan")
+    keys[:, 17:20] = 1e30
+    ours = visual_saliency(query, keys, 15, over, n_rows=torch.tensor(3), valid=valid)
+    theirs = visual_saliency(query[:, :3], keys[:, valid], 15, over)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

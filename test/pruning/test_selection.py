@@ -22,6 +22,27 @@ def problems(draw, max_tokens=8):
     return torch.tensor(scores, dtype=torch.float32), k, cameras, floor
 
 
+def sorted_selection(scores, k, cameras, floor):
+    """The same by sorting."""
+    order = scores.argsort(descending=True, stable=True)
+    owed = torch.zeros(len(scores), dtype=torch.uint8)
+    for camera in cameras:
+        owed[camera.start + scores[camera].argsort(descending=True, stable=True)[:floor]] = 1
+    order = order[owed[order].argsort(descending=True, stable=True)]
+    return order[:k].sort().values
+
+
+@settings(deadline=None, max_examples=300)
+@given(problems(max_tokens=12), st.data())
+def test_is_what_sorting_gives(problem, data):
+    scores, k, cameras, floor = problem
+    unordered = data.draw(st.sets(st.integers(0, len(scores) - 1)))
+    scores[list(unordered)] = float("nan")
+    assert torch.equal(
+        top_k_with_floors(scores, k, cameras, floor), sorted_selection(scores, k, cameras, floor)
+    )
+
+
 def inside(keep, camera):
     return [i for i in keep if camera.start <= i < camera.stop]
 
