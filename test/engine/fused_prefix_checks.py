@@ -63,13 +63,13 @@ PREFIX_TILES = [
     )
 ]
 GLU_TILES = [
-    GluTiles(rows, columns, depth, stages, warps)
-    for rows, columns, depth, stages, warps in (
-        (128, 256, 64, 4, 8),
-        (128, 256, 64, 3, 8),
-        (128, 128, 64, 4, 8),
-        (128, 128, 64, 4, 4),
-        (64, 256, 64, 4, 4),
+    GluTiles(rows, columns, depth, stages, warps, persistent=persistent)
+    for rows, columns, depth, stages, warps, persistent in (
+        (128, 256, 64, 3, 8, True),
+        (128, 256, 64, 3, 8, False),
+        (128, 128, 64, 4, 8, True),
+        (128, 128, 64, 4, 4, True),
+        (64, 256, 64, 4, 4, True),
     )
 ]
 
