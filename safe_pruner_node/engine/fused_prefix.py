@@ -2,7 +2,7 @@
 
 Same functions as `stages.read`, `prefix.prefill_early` and `prefix.prefill_late`, rounded to the
 model's type in fewer places. Per layer: norm, QKV, rotation (which also writes the cache),
-attention, output projection, norm, gate and up, GELU, down. Residuals are added by the GEMMs.
+attention, output projection, norm, gate and up, GELU, down. Residuals are added by the norms.
 
 Shapes: N prefix tokens (N_vis visual, then T text slots), K visual tokens kept, D width, F hidden
 channels, h query heads, g key/value heads, d head_dim.
@@ -19,11 +19,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from safe_pruner_node.engine.kernels.activation import GluTiles, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
-from safe_pruner_node.engine.kernels.norms import rms_norm
+from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
 from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import EarlyPrefix
 from safe_pruner_node.engine.prompt import Prompt
+from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05
 
 MAX_TOKENS = 8192
@@ -32,17 +33,21 @@ MAX_TOKENS = 8192
 
 @dataclass(frozen=True)
 class PrefixTuning:
-    """Which kernels run; the results are the same.
+    """Which kernels run; the results are the same but for rounding.
 
     Attributes:
         glu: Tiles of the gate and up GEMM with its GELU inside; None: cuBLAS, then a kernel.
         attention: Tiles of the attention.
         sdpa: Take torch's attention where no key is masked and all queries share one head.
+        out_terms: GEMMs that share an output projection, at most.
+        down_terms: GEMMs that share a down projection, at most.
     """
 
     glu: GluTiles | None = None
     attention: AttentionTiles = field(default_factory=AttentionTiles)
     sdpa: bool = False
+    out_terms: int = 1
+    down_terms: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class FusedPrefix:
         """
         x = self._embed(z, prompt)  # [N, D]
         padding = _Padding(prompt.slots, prompt.n_valid)
-        return self._to_the_end(x, self._layers, self._positions[: len(x)], padding)
+        return self._to_the_end(Residual(x), self._layers, self._positions[: len(x)], padding)
 
     @torch.no_grad()
     def read_early(self, layer: int, z: Tensor, prompt: Prompt) -> EarlyPrefix:
@@ -102,13 +107,16 @@ class FusedPrefix:
             z: Visual tokens, [N_vis, D].
             prompt: The text; its padding is attended by nobody.
         """
-        x = self._embed(z, prompt)  # [N, D]
-        n, n_visual = len(x), len(z)
+        residual = Residual(self._embed(z, prompt))
+        n, n_visual = len(residual.x), len(z)
         positions = self._positions[:n]
         padding = _Padding(prompt.slots, prompt.n_valid)
         *full, boundary = self._layers[:layer]
-        cache = [self._layer(x, block, positions, padding) for block in full]
-        normed = rms_norm(x, boundary.input_norm)  # [N, D]
+        cache: list[KeyValue] = []
+        for block in full:
+            residual, kv = self._layer(residual, block, positions, padding)
+            cache.append(kv)
+        x, normed = rms_norm(residual, boundary.input_norm)  # [N, D] each
         cache.append(self._keys_values(normed, boundary, positions))
         text = normed.new_empty(self._query_shape(prompt.slots))  # [T, h, d]
         rotate_queries(normed[n_visual:] @ boundary.query.T, self._rope, positions[n_visual:], text)
@@ -140,7 +148,7 @@ class FusedPrefix:
         boundary = self._layers[early.layer - 1]
         if keep is None:
             rows = self._positions[:n]
-            x, normed = early.x[0].clone(), early.normed[0, :n_visual]
+            x, normed = early.x[0], early.normed[0, :n_visual]
         else:
             rows = torch.cat([keep, self._positions[n_visual:n]])  # [K + T]
             x = early.x[0].index_select(0, rows)  # [K + T, D]
@@ -149,9 +157,9 @@ class FusedPrefix:
         visual, text = query.tensor_split((len(normed),))
         rotate_queries(normed @ boundary.query.T, self._rope, rows[: len(normed)], visual)
         text.copy_(early.text_query[0].transpose(0, 1))
-        self._finish(x, boundary, self._attend(query, early.cache[-1], padding))
+        residual = self._finish(x, boundary, self._attend(query, early.cache[-1], padding))
         rest = self._layers[early.layer :]
-        return [*early.cache, *self._to_the_end(x, rest, rows, padding)]
+        return [*early.cache, *self._to_the_end(residual, rest, rows, padding)]
 
     def _embed(self, z: Tensor, prompt: Prompt) -> Tensor:
         n = len(z) + prompt.slots
@@ -160,22 +168,30 @@ class FusedPrefix:
         return torch.cat([z, self._model.embed_text(prompt.tokens)[0]])  # [N, D]
 
     def _to_the_end(
-        self, x: Tensor, layers: Sequence[_Layer], positions: Tensor, padding: _Padding
+        self,
+        residual: Residual,
+        layers: Sequence[_Layer],
+        positions: Tensor,
+        padding: _Padding,
     ) -> list[KeyValue]:
-        """Keys and values of these layers, the model's last ones; changes x [N, D]."""
+        """Keys and values of these layers, the model's last ones."""
         *middle, last = layers
-        cache = [self._layer(x, layer, positions, padding) for layer in middle]
+        cache: list[KeyValue] = []
+        for layer in middle:
+            residual, kv = self._layer(residual, layer, positions, padding)
+            cache.append(kv)
         # Nobody reads the last layer's output: keys and values are all that is needed of it.
-        normed = rms_norm(x, last.input_norm)  # [N, D]
+        _, normed = rms_norm(residual, last.input_norm)  # [N, D]
         return [*cache, self._keys_values(normed, last, positions)]
 
-    def _layer(self, x: Tensor, layer: _Layer, positions: Tensor, padding: _Padding) -> KeyValue:
-        """Run one layer on x [N, D] in place."""
-        projected = rms_norm(x, layer.input_norm) @ layer.qkv.T  # [N, (h + 2g) * d]
+    def _layer(
+        self, residual: Residual, layer: _Layer, positions: Tensor, padding: _Padding
+    ) -> tuple[Residual, KeyValue]:
+        x, normed = rms_norm(residual, layer.input_norm)  # [N, D] each
+        projected = normed @ layer.qkv.T  # [N, (h + 2g) * d]
         heads, kv_heads = self._config.heads, self._config.kv_heads
         query, cache = rotate_split(projected, self._rope, positions, heads, kv_heads)
-        self._finish(x, layer, self._attend(query, cache, padding))
-        return cache
+        return self._finish(x, layer, self._attend(query, cache, padding)), cache
 
     def _keys_values(self, normed: Tensor, layer: _Layer, positions: Tensor) -> KeyValue:
         projected = normed @ layer.keys_values.T  # [N, 2g * d]
@@ -197,15 +213,16 @@ class FusedPrefix:
         out = attention(grouped, keys, values, tiles, padding.valid, padding.n_text)
         return out.view(len(query), -1)
 
-    def _finish(self, x: Tensor, layer: _Layer, attended: Tensor) -> None:
-        """Output projection and MLP, added to x [N, D] in place; attended [N, h*d]."""
-        x.addmm_(attended, layer.out.T)
-        y = rms_norm(x, layer.output_norm)  # [N, D]
-        tiles = self._tuning.glu
-        hidden = (
-            gelu_mul(y @ layer.gate_up.T) if tiles is None else glu_linear(y, layer.gate_up, tiles)
-        )  # [N, F]
-        x.addmm_(hidden, layer.down.T)
+    def _finish(self, x: Tensor, layer: _Layer, attended: Tensor) -> Residual:
+        """Output projection and MLP of x [N, D], attended [N, h*d]."""
+        tuning = self._tuning
+        terms = split_linear(attended, layer.out, tuning.out_terms)  # [S, N, D]
+        x, y = rms_norm(Residual(x, terms), layer.output_norm)  # [N, D] each
+        if tuning.glu is None:
+            hidden = gelu_mul(y @ layer.gate_up.T)  # [N, F]
+        else:
+            hidden = glu_linear(y, layer.gate_up, tuning.glu)  # [N, F]
+        return Residual(x, split_linear(hidden, layer.down, tuning.down_terms))
 
 
 @dataclass(frozen=True)

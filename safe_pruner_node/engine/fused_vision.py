@@ -2,7 +2,7 @@
 
 Same function as `Pi05.embed_images`, rounded to the model's type in fewer places. Per layer: norm,
 QKV, attention, output projection, norm, first and second half of the MLP. Residuals are added by
-the GEMMs.
+the norms.
 
 Shapes: C images, P patches of one image, N = C * P tokens, D width, F hidden channels, h heads,
 d channels per head.
@@ -10,7 +10,7 @@ d channels per head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -18,13 +18,26 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
-from safe_pruner_node.engine.kernels.norms import layer_norm
+from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.packed_weights import stack
+from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
 
-ATTENTION = AttentionTiles(rows=64, keys=64)
-"""For images of 256 patches, 16 heads of 72 channels."""
+
+@dataclass(frozen=True)
+class VisionTuning:
+    """How the work is cut up; the results are the same but for rounding.
+
+    Attributes:
+        attention: Tiles of the attention.
+        out_terms: GEMMs that share an output projection, at most.
+        fc2_terms: GEMMs that share the second half of an MLP, at most.
+    """
+
+    attention: AttentionTiles = field(default_factory=AttentionTiles)
+    out_terms: int = 1
+    fc2_terms: int = 1
 
 
 class FusedVision:
@@ -34,15 +47,15 @@ class FusedVision:
 
     Args:
         model: The policy, with its weights where they stay.
-        tiles: How the attention is cut up.
+        tuning: How the work is cut up.
     """
 
-    def __init__(self, model: Pi05, tiles: AttentionTiles = ATTENTION) -> None:
+    def __init__(self, model: Pi05, tuning: VisionTuning | None = None) -> None:
         root = model.get_submodule("paligemma_with_expert.paligemma.model")
         tower = cast("SiglipVision", root.get_submodule("vision_tower.vision_model"))
         self._config = model.config.vision
         self._dtype = model.dtype
-        self._tiles = tiles
+        self._tuning = tuning or VisionTuning()
         self._patches = _affine(tower.embeddings.patch_embedding)
         self._position = tower.embeddings.position_embedding.weight.data
         layers = cast("nn.ModuleList", tower.encoder["layers"])
@@ -55,26 +68,27 @@ class FusedVision:
         """Projector outputs [N, D_vlm] of images [C, 3, S, S] in [-1, 1], image by image."""
         dtype = self._norm.weight.dtype
         weight, bias = self._patches.weight, self._patches.bias
-        x = patch_tokens(images, weight, bias, self._position, dtype)  # [N, D]
+        residual = Residual(patch_tokens(images, weight, bias, self._position, dtype))  # [N, D]
         for layer in self._layers:
-            self._layer(x, layer)
-        x = layer_norm(x, self._norm.weight, self._norm.bias)  # [N, D]
-        z = torch.addmm(self._projector.bias, x, self._projector.weight.T)  # [N, D_vlm]
+            residual = self._layer(residual, layer)
+        _, y = layer_norm(residual, self._norm.weight, self._norm.bias)  # [N, D]
+        z = torch.addmm(self._projector.bias, y, self._projector.weight.T)  # [N, D_vlm]
         return z.to(self._dtype)
 
-    def _layer(self, x: Tensor, layer: _Layer) -> None:
-        """Run one layer on x [N, D] in place."""
-        config = self._config
-        # The norms leave the bias of the projection that comes back to x in x.
-        y = layer_norm(x, layer.norm1.weight, layer.norm1.bias, layer.out.bias)  # [N, D]
+    def _layer(self, residual: Residual, layer: _Layer) -> Residual:
+        config, tuning = self._config, self._tuning
+        x, y = layer_norm(residual, layer.norm1.weight, layer.norm1.bias)  # [N, D] each
         qkv = torch.addmm(layer.qkv.bias, y, layer.qkv.weight.T)  # [N, 3D]
         heads = qkv.view(-1, config.tokens, 3, config.heads, 1, config.width // config.heads)
         q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
         k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
-        attended = attention(q, k, v, self._tiles).view(x.shape)  # [N, D]
-        x.addmm_(attended, layer.out.weight.T)
-        y = layer_norm(x, layer.norm2.weight, layer.norm2.bias, layer.fc2.bias)  # [N, D]
-        x.addmm_(_linear_gelu(y, layer.fc1), layer.fc2.weight.T)
+        attended = attention(q, k, v, tuning.attention).view(x.shape)  # [N, D]
+        terms = split_linear(attended, layer.out.weight, tuning.out_terms)  # [S, N, D]
+        residual = Residual(x, terms, layer.out.bias)
+        x, y = layer_norm(residual, layer.norm2.weight, layer.norm2.bias)  # [N, D] each
+        hidden = _linear_gelu(y, layer.fc1)  # [N, F]
+        terms = split_linear(hidden, layer.fc2.weight, tuning.fc2_terms)  # [S, N, D]
+        return Residual(x, terms, layer.fc2.bias)
 
 
 @dataclass(frozen=True)

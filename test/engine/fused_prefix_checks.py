@@ -17,14 +17,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from safe_pruner_node.engine.fused_prefix import FusedPrefix, PrefixTuning
-from safe_pruner_node.engine.fused_vision import FusedVision
+from safe_pruner_node.engine.fused_vision import FusedVision, VisionTuning
 from safe_pruner_node.engine.kernels.activation import GluTiles, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
-from safe_pruner_node.engine.kernels.norms import layer_norm, rms_norm
+from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.kernels.rotary import rotate_split
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
 from safe_pruner_node.engine.prompt import Prompt
+from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.checkpoint import mixed_dtype
 from safe_pruner_node.pi05.config import PI05, TINY
 from safe_pruner_node.pi05.model import Pi05
@@ -36,6 +37,7 @@ SMALL = replace(
     expert=replace(TINY.expert, heads=4, head_dim=16),
 )
 SMALL_TILES = AttentionTiles(rows=16, keys=16)
+SMALL_VISION = VisionTuning(SMALL_TILES)
 SMALL_GLU = GluTiles(rows=16, columns=32, depth=16)
 BAR = 1.5
 """Error against fp32 that is allowed, in those of the plain model in bf16."""
@@ -61,13 +63,13 @@ PREFIX_TILES = [
     )
 ]
 GLU_TILES = [
-    GluTiles(rows, columns, depth, stages, warps)
-    for rows, columns, depth, stages, warps in (
-        (128, 256, 64, 4, 8),
-        (128, 256, 64, 3, 8),
-        (128, 128, 64, 4, 8),
-        (128, 128, 64, 4, 4),
-        (64, 256, 64, 4, 4),
+    GluTiles(rows, columns, depth, stages, warps, persistent=persistent)
+    for rows, columns, depth, stages, warps, persistent in (
+        (128, 256, 64, 3, 8, True),
+        (128, 256, 64, 3, 8, False),
+        (128, 128, 64, 4, 8, True),
+        (128, 128, 64, 4, 4, True),
+        (64, 256, 64, 4, 4, True),
     )
 ]
 
@@ -147,13 +149,13 @@ def fused_cache(fused, layer, z, prompt, keep):
 
 
 @torch.inference_mode()
-def check(model, reference, case, tuning, tiles, *, layers=False):
+def check(model, reference, case, tuning, vision_tuning, *, layers=False):
     """Print errors against the fp32 reference, ours and those of the plain bf16 model.
 
     Returns:
         Greatest ratio of ours to theirs.
     """
-    vision, prefix = FusedVision(model, tiles), FusedPrefix(model, tuning)
+    vision, prefix = FusedVision(model, vision_tuning), FusedPrefix(model, tuning)
     images, prompt, keep = random_query(model.config, case, model.device)
     exact = reference.embed_images(images).flatten(0, 1)  # [N_vis, D]
     seen = off(vision(images), exact), off(model.embed_images(images).flatten(0, 1), exact)
@@ -185,26 +187,25 @@ def check_all(model):
         )
     ]
     small = model.config is not PI05
-    tiles = SMALL_TILES if small else VISION_TILES[0]
+    vision = SMALL_VISION if small else VisionTuning()
     tuning = PrefixTuning(attention=SMALL_TILES) if small else PrefixTuning()
     ratios = [
-        check(model, reference, case, tuning, tiles, layers=case is cases[-1]) for case in cases
+        check(model, reference, case, tuning, vision, layers=case is cases[-1]) for case in cases
     ]
-    choices = [replace(tuning, sdpa=True), *(replace(tuning, glu=t) for t in _glu_tiles(small))]
+    choices = [replace(tuning, sdpa=True), replace(tuning, out_terms=2, down_terms=4)]
+    choices += [replace(tuning, glu=t) for t in ([SMALL_GLU] if small else GLU_TILES)]
     if not small:
         choices += [replace(tuning, attention=t) for t in PREFIX_TILES[1:]]
     for choice in choices:
         print(choice)
-        ratios.append(check(model, reference, cases[-4], choice, tiles))
-        ratios.append(check(model, reference, cases[-1], choice, tiles))
-    for other in () if small else VISION_TILES[1:]:
-        print("vision:", other)
+        ratios.append(check(model, reference, cases[-4], choice, vision))
+        ratios.append(check(model, reference, cases[-1], choice, vision))
+    others = [replace(vision, out_terms=2, fc2_terms=2)]
+    others += [] if small else [replace(vision, attention=t) for t in VISION_TILES[1:]]
+    for other in others:
+        print(other)
         ratios.append(check(model, reference, cases[0], tuning, other))
     assert max(ratios) <= BAR, max(ratios)
-
-
-def _glu_tiles(small):
-    return [SMALL_GLU] if small else GLU_TILES
 
 
 def graph_ms(function, replays=50):
@@ -258,15 +259,21 @@ def time_stages(model, cameras=3, text=120, bucket=128, kept=192, layer=3):
     config, device = model.config, model.device
     vlm, n_visual = config.vlm, cameras * config.vision.tokens
     images, prompt, keep = random_query(config, Case(cameras, text, None, kept), device)
-    for tiles in VISION_TILES:
-        vision = FusedVision(model, tiles)
+    tunings = {f"attention {_brief(t)}": VisionTuning(t) for t in VISION_TILES}
+    for out, fc2 in ((1, 2), (2, 2)):
+        tunings[f"output in {out}, fc2 in {fc2}"] = VisionTuning(out_terms=out, fc2_terms=fc2)
+    for name, vision_tuning in tunings.items():
+        vision = FusedVision(model, vision_tuning)
         ms = graph_ms(lambda: vision(images))  # noqa: B023 - called here
-        _report(f"vision, {_brief(tiles)}", ms, vision_flops(config, cameras))
+        _report(f"vision, {name}", ms, vision_flops(config, cameras))
     z = vision(images).clone()
     base = PrefixTuning()
     choices = {f"cuBLAS, {_brief(t)}": replace(base, attention=t) for t in PREFIX_TILES} | {
         "cuBLAS, SDPA": replace(base, sdpa=True)
     }
+    for out, down in ((1, 2), (1, 4), (1, 8), (2, 1), (2, 4)):
+        terms = replace(base, out_terms=out, down_terms=down)
+        choices[f"output in {out}, down in {down}"] = terms
     choices |= {f"GELU in GEMM {_brief(t)}": replace(base, glu=t) for t in GLU_TILES}
     padded = Prompt(
         torch.cat([prompt.tokens, prompt.tokens[:, : bucket - text]], 1),
@@ -325,6 +332,7 @@ def _time_vision_kernels(model, cameras=3):
     x, a, h = (
         torch.randn(n, w, device=model.device, dtype=model.dtype) for w in (width, width, mlp)
     )
+    residual = Residual(x, a[None], layers[0].out.bias)
     size = config.image
     images = torch.rand(cameras, 3, size, size, device=model.device)
     p = vision._patches
@@ -339,13 +347,13 @@ def _time_vision_kernels(model, cameras=3):
         "paligemma_with_expert.paligemma.model.vision_tower.vision_model.embeddings"
     )
     _each("patches, plain", [lambda: embed(images).bfloat16()] * 10, 2 * n * width * pixels)
-    norm = [lambda i=i: layer_norm(x, i.norm1.weight, i.norm1.bias, i.out.bias) for i in layers]
-    _each("layer norm", norm, n_bytes=6 * n * width)
+    norm = [lambda i=i: layer_norm(residual, i.norm1.weight, i.norm1.bias) for i in layers]
+    _each("layer norm", norm, n_bytes=8 * n * width)
     qkv = [lambda i=i: torch.addmm(i.qkv.bias, a, i.qkv.weight.T) for i in layers]
     _each("QKV GEMM", qkv, 6 * n * width**2)
-    _each(
-        "output GEMM", [lambda i=i: x.addmm_(a, i.out.weight.T) for i in layers], 2 * n * width**2
-    )
+    for terms in (1, 2):
+        call = [lambda i=i, t=terms: split_linear(a, i.out.weight, t) for i in layers]
+        _each(f"output GEMM in {terms}", call, 2 * n * width**2)
     fc1 = [
         lambda i=i: torch._addmm_activation(i.fc1.bias, a, i.fc1.weight.T, use_gelu=True)
         for i in layers
@@ -356,9 +364,9 @@ def _time_vision_kernels(model, cameras=3):
         [lambda i=i: torch.addmm(i.fc1.bias, a, i.fc1.weight.T) for i in layers],
         2 * n * width * mlp,
     )
-    _each(
-        "fc2 GEMM", [lambda i=i: x.addmm_(h, i.fc2.weight.T) for i in layers], 2 * n * width * mlp
-    )
+    for terms in (1, 2):
+        call = [lambda i=i, t=terms: split_linear(h, i.fc2.weight, t) for i in layers]
+        _each(f"fc2 GEMM in {terms}", call, 2 * n * width * mlp)
     packed = torch.addmm(layers[0].qkv.bias, a, layers[0].qkv.weight.T)
     heads = packed.view(cameras, config.tokens, 3, config.heads, 1, -1)
     q, k, v = heads.unbind(2)
@@ -386,7 +394,9 @@ def _time_prefix_kernels(model, n):
     positions = prefix._positions[:n]
     print(f"prefix, {n} rows")
     _each(
-        "RMS norm", [lambda i=i: rms_norm(x, i.input_norm) for i in layers], n_bytes=4 * n * width
+        "RMS norm",
+        [lambda i=i: rms_norm(Residual(x, a[None]), i.input_norm) for i in layers],
+        n_bytes=8 * n * width,
     )
     _each("QKV GEMM", [lambda i=i: a @ i.qkv.T for i in layers], 2 * n * width * packed.shape[1])
     _each(
@@ -396,17 +406,20 @@ def _time_prefix_kernels(model, n):
     )
     rotate = [lambda: rotate_split(packed, prefix._rope, positions, vlm.heads, vlm.kv_heads)] * 10
     _each("rotary", rotate, n_bytes=4 * packed.numel())
-    _each(
-        "output GEMM",
-        [lambda i=i: x.addmm_(attended, i.out.T) for i in layers],
-        2 * n * width * inner,
-    )
+    for terms in (1, 2, 4):
+        call = [lambda i=i, t=terms: split_linear(attended, i.out, t) for i in layers]
+        _each(f"output GEMM in {terms}", call, 2 * n * width * inner)
     _each("gate and up GEMM", [lambda i=i: a @ i.gate_up.T for i in layers], 4 * n * width * mlp)
     _each("GELU", [lambda: gelu_mul(both)] * 10, n_bytes=6 * n * mlp)
     for tiles in GLU_TILES:
         call = [lambda i=i, t=tiles: glu_linear(a, i.gate_up, t) for i in layers]
         _each(f"gate and up GEMM with GELU {_brief(tiles)}", call, 4 * n * width * mlp)
-    _each("down GEMM", [lambda i=i: x.addmm_(h, i.down.T) for i in layers], 2 * n * width * mlp)
+    for terms in (1, 2, 4, 8, 16):
+        call = [lambda i=i, t=terms: split_linear(h, i.down, t) for i in layers]
+        _each(f"down GEMM in {terms}", call, 2 * n * width * mlp)
+        several = Residual(x, a.expand(terms, -1, -1).contiguous())
+        norm = [lambda i=i, r=several: rms_norm(r, i.input_norm) for i in layers]
+        _each(f"RMS norm of {terms}", norm, n_bytes=2 * (3 + terms) * n * width)
     q, (k, v) = rotate_split(packed, prefix._rope, positions, vlm.heads, vlm.kv_heads)
     grouped = q.unflatten(1, (vlm.kv_heads, -1))[None]
     valid = torch.full((), 100, device=model.device)

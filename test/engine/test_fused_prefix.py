@@ -19,6 +19,7 @@ from fused_prefix_checks import (
     SMALL,
     SMALL_GLU,
     SMALL_TILES,
+    SMALL_VISION,
     Case,
     check,
     off,
@@ -32,10 +33,11 @@ from safe_pruner_node.engine.fused_prefix import MAX_TOKENS, FusedPrefix, Prefix
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.engine.kernels.activation import gelu_mul
 from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
-from safe_pruner_node.engine.kernels.norms import layer_norm
+from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
 from safe_pruner_node.engine.prompt import Prompt
+from safe_pruner_node.engine.split_linear import split_linear
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 LAYER = 2
@@ -43,6 +45,7 @@ PLAIN_TUNING = PrefixTuning(attention=SMALL_TILES)
 TUNINGS = {
     "gelu kernel": PLAIN_TUNING,
     "gelu in the GEMM": replace(PLAIN_TUNING, glu=SMALL_GLU),
+    "split GEMMs": replace(PLAIN_TUNING, out_terms=2, down_terms=5),
     "SDPA": replace(PLAIN_TUNING, sdpa=True),
     "32 rows": replace(PLAIN_TUNING, attention=AttentionTiles(rows=32, keys=16)),
 }
@@ -68,12 +71,14 @@ def embedded(model, z, prompt):
     return torch.cat([z[None], model.embed_text(prompt.tokens)], 1)
 
 
+@pytest.mark.parametrize("terms", [1, 3])
 @pytest.mark.parametrize("n_heads", [2, 3, 6])  # 24, 16 and 8 channels each
-def test_vision_is_the_plain_one(n_heads):
+def test_vision_is_the_plain_one(n_heads, terms):
     model = policy(replace(SMALL, vision=replace(SMALL.vision, heads=n_heads)))
     images, _, _ = random_query(model.config, Case(2, 1, None, None), DEVICE)
     expected = model.embed_images(images).flatten(0, 1)
-    assert off(FusedVision(model, SMALL_TILES)(images), expected) < 1e-5
+    tuning = replace(SMALL_VISION, out_terms=terms, fc2_terms=terms)
+    assert off(FusedVision(model, tuning)(images), expected) < 1e-5
 
 
 @pytest.mark.parametrize("bucket", [None, 8])
@@ -204,14 +209,29 @@ def test_gelu_at_the_ends():
     torch.testing.assert_close(gelu_mul(both)[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_layer_norm_adds_after_it_has_read():
+@pytest.mark.parametrize("terms", [0, 1, 3])
+def test_layer_norm_completes_the_residual_first(terms):
+    torch.manual_seed(0)
     x = torch.randn(3, 24, device=DEVICE) * 100 + 1e3
     weight, bias, added = torch.randn(3, 24, device=DEVICE)
+    more = torch.randn(terms, 3, 24, device=DEVICE) * 100
+    complete = x + more.sum(0) + added if terms else x
     before = x.clone()
-    y = layer_norm(x, weight, bias, added)
-    expected = torch.nn.functional.layer_norm(before, (24,), weight, bias, 1e-6)
+    residual = Residual(x, more, added) if terms else Residual(x)
+    found, y = layer_norm(residual, weight, bias)
+    torch.testing.assert_close(found, complete)
+    expected = torch.nn.functional.layer_norm(complete, (24,), weight, bias, 1e-6)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(x, before + added)
+    assert torch.equal(x, before)
+
+
+def test_a_split_projection_adds_up():
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 80), torch.randn(7, 80)
+    for at_most, terms in ((1, 1), (2, 2), (4, 2), (5, 5), (8, 5), (10, 10), (80, 10)):
+        parts = split_linear(x, weight, at_most)
+        assert parts.shape == (terms, 5, 7)
+        torch.testing.assert_close(parts.sum(0), x @ weight.T)
 
 
 def test_bf16_is_about_as_exact_as_the_plain_model():
@@ -219,4 +239,4 @@ def test_bf16_is_about_as_exact_as_the_plain_model():
     reference = random_policy(SMALL, DEVICE, lambda _: torch.float32)
     reference.load_state_dict(model.state_dict())
     for case in (Case(1, 5, 8, 9), Case(2, 6, None, None)):
-        assert check(model, reference, case, PLAIN_TUNING, SMALL_TILES) < BAR
+        assert check(model, reference, case, PLAIN_TUNING, SMALL_VISION) < BAR

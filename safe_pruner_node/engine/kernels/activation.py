@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -30,14 +31,17 @@ class GluTiles:
         stages: Steps in flight.
         warps: Warps per program.
         group: Tiles of rows that share a run of weight tiles, so that these stay in the L2.
+        persistent: One program per multiprocessor, which loads its next tile's first operands
+            while it finishes one; else one program per tile.
     """
 
     rows: int = 128
     columns: int = 256
     depth: int = 64
-    stages: int = 4
+    stages: int = 3
     warps: int = 8
     group: int = 8
+    persistent: bool = True
 
 
 def gelu_mul(projected: Tensor) -> Tensor:
@@ -53,8 +57,8 @@ def glu_linear(x: Tensor, weight: Tensor, tiles: GluTiles) -> Tensor:
     """gelu(gate) * up of x in one GEMM.
 
     Args:
-        x: Rows, contiguous, [N, D]; D a multiple of 8.
-        weight: Gate and up alternating, contiguous, [2F, D].
+        x: Rows, contiguous, [N, D].
+        weight: Gate and up alternating, contiguous, [2F, D]; D and F are multiples of 8.
         tiles: How to cut it up.
 
     Returns:
@@ -62,13 +66,16 @@ def glu_linear(x: Tensor, weight: Tensor, tiles: GluTiles) -> Tensor:
     """
     rows, columns = len(x), len(weight)
     hidden = x.new_empty(rows, columns // 2)  # [N, F]
-    n_tiles = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
-    _glu_linear[(n_tiles,)](
+    programs = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
+    if tiles.persistent:
+        programs = min(programs, _multiprocessors(x.device))
+    _glu_linear[(programs,)](
         TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
         TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]),
-        hidden,
+        TensorDescriptor.from_tensor(hidden, [tiles.rows, tiles.columns // 2]),
         rows,
         columns,
+        programs,
         WIDTH=x.shape[1],
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
@@ -78,6 +85,13 @@ def glu_linear(x: Tensor, weight: Tensor, tiles: GluTiles) -> Tensor:
         num_warps=tiles.warps,
     )
     return hidden
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """How many programs run at once; in the interpreter, any number that has to take turns."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit
@@ -105,6 +119,7 @@ def _glu_linear(
     hidden,
     rows,
     columns,
+    programs,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -113,21 +128,16 @@ def _glu_linear(
 ):
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
-    tile = tl.program_id(0)
-    first = tile // (GROUP * column_tiles) * GROUP
-    group = min(row_tiles - first, GROUP)
-    row = (first + tile % (GROUP * column_tiles) % group) * ROWS
-    column = tile % (GROUP * column_tiles) // group * COLUMNS
-
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for depth in range(0, WIDTH, DEPTH):
-        a = x.load([row, depth])  # [ROWS, DEPTH]
-        b = weight.load([column, depth])  # [COLUMNS, DEPTH]
-        total = tl.dot(a, b.T, total, input_precision="ieee")
-    gate, up = tl.split(total.reshape(ROWS, COLUMNS // 2, 2))  # [ROWS, COLUMNS / 2] each
-    value = gelu_tanh(gate) * up
-    r = row + tl.arange(0, ROWS)
-    c = column // 2 + tl.arange(0, COLUMNS // 2)
-    inside = (r < rows)[:, None] & (c < columns // 2)[None]
-    target = hidden + r.to(tl.int64)[:, None] * (columns // 2) + c[None]
-    tl.store(target, value.to(hidden.dtype.element_ty), inside)
+    # Flattened, so that loads for the next tile are under way while this one is stored
+    for tile in tl.range(tl.program_id(0), row_tiles * column_tiles, programs, flatten=True):
+        first = tile // (GROUP * column_tiles) * GROUP
+        group = min(row_tiles - first, GROUP)
+        row = (first + tile % (GROUP * column_tiles) % group) * ROWS
+        column = tile % (GROUP * column_tiles) // group * COLUMNS
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for depth in range(0, WIDTH, DEPTH):
+            a = x.load([row, depth])  # [ROWS, DEPTH]
+            b = weight.load([column, depth])  # [COLUMNS, DEPTH]
+            total = tl.dot(a, b.T, total, input_precision="ieee")
+        gate, up = tl.split(total.reshape(ROWS, COLUMNS // 2, 2))  # [ROWS, COLUMNS / 2] each
+        hidden.store([row, column // 2], (gelu_tanh(gate) * up).to(hidden.dtype))

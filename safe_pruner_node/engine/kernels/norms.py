@@ -1,6 +1,11 @@
-"""Row norms: Gemma's RMSNorm and SigLIP's LayerNorm, one row per program, in fp32 whatever x is."""
+"""Row norms: Gemma's RMSNorm and SigLIP's LayerNorm, one row per program, in fp32 whatever x is.
+
+They also complete the residual stream: what the projection before has left is added on the way.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -11,87 +16,109 @@ EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
 
 
-def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Residual:
+    """A residual stream whose last addition has not been made yet.
+
+    Attributes:
+        x: Rows, contiguous, [N, D].
+        terms: What is to be added to them, contiguous, [S, N, D]; None: nothing.
+        bias: Added to every row as well, [D]; only with `terms`; None: nothing.
+    """
+
+    x: Tensor
+    terms: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def rms_norm(residual: Residual, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm times (1 + weight).
 
     Args:
-        x: Rows, contiguous, [N, D].
+        residual: What to norm.
         weight: [D]; fp32 in openpi's mixed precision.
 
     Returns:
-        [N, D], in the type of x.
+        The complete rows, and the normed ones: [N, D] each, in the type of x.
     """
-    rows, width = x.shape
-    y = torch.empty_like(x)  # [N, D]
-    _rms_norm[(rows,)](
-        x, weight, y, WIDTH=width, BLOCK=triton.next_power_of_2(width), EPSILON=EPSILON
-    )
-    return y
+    return _norm(residual, weight, None)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None = None) -> Tensor:
-    """Layer norm; on the way it adds a bias to x itself.
-
-    The next projection's result is then accumulated in x by the GEMM, which needs no bias.
+def layer_norm(residual: Residual, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Layer norm.
 
     Args:
-        x: Rows, contiguous, [N, D]; `added` is added to each of them in place.
+        residual: What to norm.
         weight: [D].
         bias: [D].
-        added: [D], added to x after x was normalised; None leaves x as it is.
 
     Returns:
-        [N, D], in the type of x.
+        The complete rows, and the normed ones: [N, D] each, in the type of x.
     """
+    return _norm(residual, weight, bias)
+
+
+def _norm(residual: Residual, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Layer norm, or without a bias RMSNorm."""
+    x, terms = residual.x, residual.terms
     rows, width = x.shape
+    complete = x if terms is None else torch.empty_like(x)  # [N, D]
     y = torch.empty_like(x)  # [N, D]
-    _layer_norm[(rows,)](
+    _norm_rows[(rows,)](
         x,
+        x if terms is None else terms,
+        x if residual.bias is None else residual.bias,
+        complete,
         weight,
-        bias,
+        weight if bias is None else bias,
         y,
-        x if added is None else added,
+        rows,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         EPSILON=EPSILON,
-        ADD=added is not None,
+        TERMS=0 if terms is None else len(terms),
+        ADDS_BIAS=residual.bias is not None,
+        CENTRED=bias is not None,
     )
-    return y
+    return complete, y
 
 
 @triton.jit
-def _rms_norm(x, weight, y, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPSILON: tl.constexpr):
-    row = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < WIDTH
-    value = tl.load(x + row * WIDTH + column, inside, 0.0).to(tl.float32)  # [D]
-    scale = 1.0 + tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / WIDTH + EPSILON)
-    tl.store(y + row * WIDTH + column, value * scale, inside)
-
-
-@triton.jit
-def _layer_norm(
+def _norm_rows(
     x,
+    terms,
+    added,
+    complete,
     weight,
     bias,
     y,
-    added,
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     EPSILON: tl.constexpr,
-    ADD: tl.constexpr,
+    TERMS: tl.constexpr,
+    ADDS_BIAS: tl.constexpr,
+    CENTRED: tl.constexpr,
 ):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
-    value = tl.load(x + row * WIDTH + column, inside, 0.0).to(tl.float32)  # [D]
-    if ADD:
-        addend = tl.load(added + column, inside, 0.0).to(tl.float32)  # [D]
-        tl.store(x + row * WIDTH + column, value + addend, inside)
-    mean = tl.sum(value, 0) / WIDTH
-    centred = tl.where(inside, value - mean, 0.0)  # [D]
-    value = centred * tl.rsqrt(tl.sum(centred * centred, 0) / WIDTH + EPSILON)
-    value = value * tl.load(weight + column, inside, 0.0).to(tl.float32)
-    value = value + tl.load(bias + column, inside, 0.0).to(tl.float32)
-    tl.store(y + row * WIDTH + column, value, inside)
+    at = row * WIDTH + column
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)  # [D]
+    if TERMS > 0:
+        for i in tl.static_range(TERMS):
+            value += tl.load(terms + i * rows * WIDTH + at, inside, 0.0).to(tl.float32)
+        if ADDS_BIAS:
+            value += tl.load(added + column, inside, 0.0).to(tl.float32)
+        rounded = value.to(x.dtype.element_ty)
+        tl.store(complete + at, rounded, inside)
+        value = rounded.to(tl.float32)
+    scale = tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
+    if CENTRED:
+        value = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)
+    else:
+        scale += 1.0
+    value *= tl.rsqrt(tl.sum(value * value, 0) / WIDTH + EPSILON) * scale
+    if CENTRED:
+        value += tl.load(bias + column, inside, 0.0).to(tl.float32)
+    tl.store(y + at, value.to(x.dtype.element_ty), inside)
