@@ -6,6 +6,7 @@ import torch
 
 from safe_pruner_node.engine.base import Engine
 from safe_pruner_node.engine.compiled import CompiledRunner
+from safe_pruner_node.engine.fused import FusedRunner, unsupported
 from safe_pruner_node.engine.graphs import GraphRunner
 from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.runner import EagerRunner, Runner
@@ -104,14 +105,18 @@ def choose_runner(path: str, model: Pi05) -> Runner:
         ConfigError: The path does not fit the model or its device.
     """
     check_path(path, model.device)
-    if path == "fused":
-        expected = "auto, graphs or compiled: there are no kernels for this model yet"
-        raise ConfigError("parameter", "path", path, expected)
+    if path == "eager" or (path == "auto" and model.device.type != "cuda"):
+        return EagerRunner()
     if path == "compiled":
         return CompiledRunner(model.device)
-    if path == "graphs" or (path == "auto" and model.device.type == "cuda"):
+    if path == "graphs":
         return GraphRunner(model.device)
-    return EagerRunner()
+    if (reason := unsupported(model)) is None:
+        return FusedRunner(model)
+    if path == "fused":
+        expected = f"auto, graphs or compiled: {reason}"
+        raise ConfigError("parameter", "path", path, expected)
+    return GraphRunner(model.device)
 
 
 def _check_sizes(checkpoint: Checkpoint, settings: EngineSettings) -> None:
