@@ -9,7 +9,7 @@ from safe_pruner_node.evaluation.bench_gpu.comparison import BAR as ERROR_BAR
 from safe_pruner_node.evaluation.bench_gpu.findings import Findings
 from safe_pruner_node.evaluation.bench_gpu.gpu_timing import PRUNER
 from safe_pruner_node.evaluation.bench_gpu.methods import FULL, KEYFRAME, pruned_name
-from safe_pruner_node.evaluation.bench_gpu.section import DONE
+from safe_pruner_node.evaluation.bench_gpu.section import DONE, FAILED
 from safe_pruner_node.evaluation.bench_gpu.tasks import COMPILED
 
 PRUNED = pruned_name(0.75)
@@ -120,7 +120,7 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
 
 def is_right(run: Findings) -> bool:
     """True when nothing failed and no comparison has a complaint."""
-    failed = any(result.status == "failed" for result in run.results)
+    failed = any(result.status == FAILED for result in run.results)
     cases = [case for result in run.of("correctness") for case in result.data["cases"]]
     return not failed and not any(case["complaints"] for case in cases)
 

@@ -85,7 +85,14 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
             path=bench.runner.path,
             pruner=kinds[methods.pruned_name(RHO)],
         )
-        worker = _Worker(WorkerSettings(engine, robot_file, THREADS, start_timeout_s=PATIENCE_S))
+        worker_settings = WorkerSettings(
+            engine,
+            robot_file,
+            threads=THREADS,
+            hang_timeout_s=PATIENCE_S,  # a first step may compile kernels
+            start_timeout_s=PATIENCE_S,
+        )
+        worker = _Worker(worker_settings)
         free_bytes = _free_bytes(bench)
         try:
             data: dict[str, Any] = {"start": worker.start(), "rows": [], "device_bytes": 0}

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from safe_pruner_node.evaluation.bench_gpu.ceilings import Ceilings
-from safe_pruner_node.evaluation.bench_gpu.queries import BASE, Shape
+from safe_pruner_node.evaluation.bench_gpu.queries import Shape
 from safe_pruner_node.evaluation.bench_gpu.roofline import Cost, stage_costs
 from safe_pruner_node.evaluation.bench_gpu.section import Result
 from safe_pruner_node.evaluation.bench_gpu.tasks import best_path
@@ -58,7 +58,3 @@ class Findings:
     def costs(self, row: Row) -> dict[str, Cost]:
         """What the stages of a row's steps cannot do without."""
         return stage_costs(self.config, Shape(**row["shape"]), row["layer"], row["kept_tokens"])
-
-    def base_costs(self) -> dict[str, Cost]:
-        """The same of a full step of the base shape."""
-        return stage_costs(self.config, BASE)
