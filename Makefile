@@ -3,12 +3,12 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint bench table3 clean
+.PHONY: help setup demo test lint bench bench-gpu table3 clean
 
 IN_ENV := source tools/env.sh &&
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 setup: ## install what is missing: nothing to do, no network, on the second call
 	@tools/setup.sh
@@ -27,6 +27,9 @@ lint: setup ## ruff, mypy, import rules, shell, docker files
 
 bench: setup ## milliseconds of each stage: vanilla, SAFE keyframe, SAFE pruned (BENCH_ARGS)
 	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.bench $(BENCH_ARGS)
+
+bench-gpu: setup ## every path on the GPU: right against fp32, then ms against the roofline (BENCH_ARGS)
+	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.bench_gpu $(BENCH_ARGS)
 
 table3: setup ## success of every pruning method on the twin's tasks, rho 0.75 and 0.90 (EVAL_ARGS)
 	@$(IN_ENV) exec python -m safe_pruner_node.evaluation.evaluate --rho 0.75 0.9 $(EVAL_ARGS)

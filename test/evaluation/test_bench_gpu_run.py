@@ -1,0 +1,234 @@
+"""A run survives what goes wrong in it, and says so."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bench_gpu_side import CPU, SMALL, make_bench
+from rich.console import Console
+
+from safe_pruner_node.engine.graphs import GraphRunner
+from safe_pruner_node.engine.runner import EagerRunner
+from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.evaluation.bench_gpu import tasks
+from safe_pruner_node.evaluation.bench_gpu.__main__ import BenchGpuOptions, main
+from safe_pruner_node.evaluation.bench_gpu.bars import all_bars, is_right
+from safe_pruner_node.evaluation.bench_gpu.figures import stops_paying
+from safe_pruner_node.evaluation.bench_gpu.findings import Findings
+from safe_pruner_node.evaluation.bench_gpu.latency import latency
+from safe_pruner_node.evaluation.bench_gpu.section import (
+    CUT,
+    DONE,
+    FAILED,
+    SKIPPED,
+    Result,
+    read_results,
+    run_section,
+)
+from safe_pruner_node.evaluation.bench_gpu.tasks import (
+    Run,
+    Task,
+    best_path,
+    first_tasks,
+    last_tasks,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_what_a_section_had_before_it_broke_is_kept(tmp_path):
+    def breaks(bench):
+        yield {"rows": [1]}
+        (before,) = read_results(bench.out)
+        assert (before.status, before.data) == ("running", {"rows": [1]})
+        raise ZeroDivisionError("by\nnought")
+
+    run_section("latency", breaks, make_bench(tmp_path, EagerRunner()))
+    (result,) = read_results(tmp_path)
+    assert result == Result(
+        "latency", "eager", FAILED, "ZeroDivisionError: by nought", {"rows": [1]}
+    )
+
+
+def test_a_section_without_time_is_cut_and_not_failed(tmp_path):
+    bench = make_bench(tmp_path, EagerRunner(), deadline_s=time.time() - 1)
+    assert run_section("latency", latency, bench).status == CUT
+
+
+def test_latency_rows_are_of_the_steps_they_say(tmp_path):
+    (*_, data) = latency(make_bench(tmp_path, GraphRunner(CPU)))
+    kept = {row["mode"]: row["kept_tokens"] for row in data["rows"]}
+    assert kept == {
+        "full": None,
+        "pruned 0.75": 12,
+        "keyframe": None,
+        "pruned 0.5": 24,
+        "pruned 0.9": 5,
+    }
+    for row in data["rows"]:
+        groups = {name: times["p50"] for name, times in row["group_ms"].items()}
+        assert (groups["pruner"] == 0) == (row["mode"] == "full")
+        assert groups["vision"] + groups["prefill"] + groups["denoise"] <= row["wall_ms"]["p99"]
+
+
+def run_of(out, minutes=5.0, size="small"):
+    return Run(("eager", "graphs"), size, "cpu", out, time.time() + 60 * minutes, quick=True)
+
+
+def test_a_process_that_dies_is_told_of_and_the_next_one_runs(tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    tasks._run_in_process(Task("eager", ("latency",)), run_of(tmp_path, size="huge"), console)
+    tasks._run_in_process(Task("eager", ("ceilings",)), run_of(tmp_path), console)
+    results = {result.section: result for result in read_results(tmp_path)}
+    assert results["latency"].status == FAILED
+    assert results["latency"].note == "process ended with 1"
+    assert results["ceilings"].status == DONE
+    assert "eager, latency: failed: process ended with 1" in console.file.getvalue()
+
+
+def test_a_process_that_overruns_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "GRACE_S", 0.0)
+    console = Console(quiet=True)
+    tasks._run_in_process(Task("eager", ("latency",)), run_of(tmp_path, minutes=1e-3), console)
+    tasks._run_in_process(Task("eager", ("curves",)), run_of(tmp_path, minutes=-1.0), console)
+    results = {result.section: result for result in read_results(tmp_path)}
+    assert (results["latency"].status, results["latency"].note) == (CUT, "out of time")
+    assert (results["curves"].status, results["curves"].note) == (SKIPPED, "no time left")
+
+
+def timed(path, p50, memory=None):
+    row = {
+        "mode": "full",
+        "wall_ms": {"p50": p50, "p99": 1.5 * p50},
+        "shape": {"cameras": 3, "prompt": 120, "horizon": 50},
+    }
+    return Result("latency", path, DONE, "", {"rows": [row], "memory": memory or {}})
+
+
+def checked(path, *complaints, status=DONE):
+    case = {"error": 0.02, "bf16_error": 0.01, "chooses": False, "complaints": list(complaints)}
+    return Result("correctness", path, status, "", {"cases": [case]})
+
+
+def test_the_best_path_is_the_fastest_that_is_right():
+    results = [timed("eager", 40.0), timed("graphs", 20.0), timed("fused", 10.0)]
+    right = [checked("graphs"), checked("fused")]
+    assert best_path([*results, *right]) == "fused"
+    assert best_path([*results, checked("graphs"), checked("fused", "not finite")]) == "graphs"
+    assert best_path([*results, checked("fused", status=FAILED)]) == "graphs"
+    assert best_path([]) is None
+
+
+def test_correctness_comes_first_and_compilation_last():
+    paths = ("eager", "graphs", "compiled") if "compiled" in tasks.PATHS else ("eager", "graphs")
+    first = first_tasks(paths)
+    assert first[0].sections == ("ceilings", "reference")
+    kinds = [task.sections[-1] for task in first]
+    assert kinds == sorted(kinds, key=("reference", "correctness", "latency").index)
+    assert last_tasks(paths, [timed("graphs", 20.0)])[0] == Task("graphs", ("end_to_end",))
+    assert all(task.path != "compiled" for task in first[:-1])
+
+
+def test_bars_are_judged_by_the_best_path_and_by_nothing_that_was_not_measured():
+    results = [timed("graphs", 12.5, {"reserved_bytes": 9e9}), checked("graphs")]
+    bars = {bar.name: bar for bar in all_bars(Findings({}, SMALL, results))}
+    assert (bars["full step, p50"].found, bars["full step, p50"].verdict) == (12.5, "NOT met")
+    assert bars["full, p99 / p50"].verdict == "NOT met"
+    assert bars["pruned step, rho 0.75, p50"].verdict == "not measured"
+    assert bars["device memory: weights, buffers, graphs"].verdict == "met"
+    (error,) = (bar for name, bar in bars.items() if "against fp32" in name)
+    assert (error.found, error.verdict) == (2.0, "NOT met")
+
+
+@pytest.mark.parametrize(
+    ("results", "right"),
+    [
+        ([checked("graphs"), Result("curves", "graphs", CUT, "out of time", {})], True),
+        ([checked("graphs", "not finite")], False),
+        ([checked("graphs"), Result("curves", "graphs", FAILED, "broke", {})], False),
+    ],
+)
+def test_exit_status_follows_what_is_wrong_and_not_what_is_slow(results, right):
+    assert is_right(Findings({}, SMALL, results)) == right
+
+
+def test_pruning_stops_paying_where_the_curve_is_flat():
+    ms = {0.0: 12.0, 0.5: 9.0, 0.75: 8.1, 0.9: 8.0, 0.95: 8.05}
+    rows = [{"rho": rho, "wall_ms": {"p50": value}} for rho, value in ms.items()]
+    assert stops_paying(rows) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"minutes": 0.0}, "parameter: minutes: found 0.0, expected above 0"),
+        ({"paths": ("auto",)}, "parameter: paths: found auto, expected one of eager"),
+    ],
+)
+def test_wrong_options_are_one_line(change, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        BenchGpuOptions(**change)
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names}:
+            raise ImportError("not on a GPU machine: " + name)
+
+sys.meta_path.insert(0, Blocker())
+import safe_pruner_node.evaluation.bench_gpu.{module}
+"""
+ROBOT_ONLY = {"mujoco", "mink", "daqp", "ruckig", "av", "pyarrow", "rclpy"}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [("__main__", {*ROBOT_ONLY, "pydantic"}), ("end_to_end", ROBOT_ONLY)],
+)
+def test_needs_nothing_that_only_a_robot_or_a_simulator_needs(module, names):
+    code = BLOCKED.format(names=sorted(names), module=module)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+@pytest.mark.timeout(400)
+def test_the_whole_run_on_a_cpu(tmp_path, capfd):
+    (tmp_path / "latency-fused.json").write_text("{}")  # of another run
+    arguments = f"--out {tmp_path} --device cpu --size small --quick --minutes 6"
+    assert main([*arguments.split(), "--paths", "eager", "graphs"]) == 0
+    results = {(r.section, r.path): r for r in read_results(tmp_path)}
+    done = {key for key, result in results.items() if result.status == DONE}
+    assert {section for section, _ in done} == {
+        "ceilings",
+        "reference",
+        "latency",
+        "end_to_end",
+        "shapes",
+        "curves",
+    }
+    assert {key for key in results if key not in done} == {
+        ("correctness", "graphs"),
+        ("latency", "graphs"),
+    }
+    worker = results["end_to_end", "eager"].data
+    assert [row["keyframes"] for row in worker["rows"]] == [0, 0, 10]
+    for row in worker["rows"]:
+        assert 120 <= row["text_tokens"] < 125
+        assert {"decode", "preprocess", "vision", "to_robot"} <= row["stage_ms"].keys()
+        assert row["worker_ms"]["p50"] < row["round_trip_ms"]["p50"]
+    text = (tmp_path / "report.md").read_text()
+    printed = capfd.readouterr().out
+    for title in ("Bars", "Correctness", "Latency:", "Against the roofline", "End to end"):
+        assert f"## {title}" in text
+        assert title in printed
+    assert "latency on graphs: skipped, parameter: path: found graphs" in text
+    assert json.loads((tmp_path / "about.json").read_text())["model"] == "small"
+    for name in ("waterfall.png", "rho.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.partial"))
