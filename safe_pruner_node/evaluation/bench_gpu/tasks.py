@@ -25,6 +25,7 @@ from safe_pruner_node.evaluation.bench_gpu.latency import curves, latency, shape
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES, random_policy
 from safe_pruner_node.evaluation.bench_gpu.section import (
     CUT,
+    DONE,
     FAILED,
     RUNNING,
     SKIPPED,
@@ -125,17 +126,21 @@ def last_tasks(paths: Sequence[str], results: Sequence[Result]) -> list[Task]:
 
 
 def best_path(results: Sequence[Result]) -> str | None:
-    """The path with the fastest full step among those that nothing is wrong with."""
-    wrong = {
+    """The path with the fastest full step among eager and those that were found right."""
+    right = {
         result.path
         for result in results
         if result.section == "correctness"
-        and (result.status == FAILED or any(c["complaints"] for c in result.data.get("cases", [])))
+        and result.status in {DONE, CUT}
+        and result.data.get("cases")
+        and not any(case["complaints"] for case in result.data["cases"])
     }
     p50 = {
         result.path: result.data["rows"][0]["wall_ms"]["p50"]
         for result in results
-        if result.section == "latency" and result.data.get("rows") and result.path not in wrong
+        if result.section == "latency"
+        and result.data.get("rows")
+        and result.path in {"eager", *right}
     }
     return min(p50, key=lambda path: p50[path], default=None)
 
