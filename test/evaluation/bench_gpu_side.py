@@ -1,13 +1,14 @@
 """A small policy for the benchmark's tests, and runners that are wrong in one known way."""
 
 import functools
+import os
 
 import torch
 from rich.console import Console
 
 from safe_pruner_node.engine.runner import EagerRunner
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES, random_policy
-from safe_pruner_node.evaluation.bench_gpu.section import Bench
+from safe_pruner_node.evaluation.bench_gpu.section import RUNNING, Bench, Result
 
 CPU = torch.device("cpu")
 SMALL = SIZES["small"]
@@ -21,6 +22,12 @@ def small_policy():
 def make_bench(out, runner, deadline_s=float("inf")):
     console = Console(quiet=True)
     return Bench(small_policy(), runner, out, deadline_s, quick=True, console=console)
+
+
+def die_in_the_middle(task, run, _deadline_s):
+    """In place of `run_task`: what an illegal access or the kernel's out-of-memory killer does."""
+    Result(task.sections[0], task.path, RUNNING, "", {"rows": [1]}).write(run.out)
+    os.abort()
 
 
 class Faulty(EagerRunner):

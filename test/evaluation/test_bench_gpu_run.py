@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench_gpu_side import CPU, SMALL, make_bench
+from bench_gpu_side import CPU, SMALL, die_in_the_middle, make_bench
 from rich.console import Console
 
 from safe_pruner_node.engine.graphs import GraphRunner
@@ -79,15 +79,27 @@ def run_of(out, minutes=5.0, size="small"):
     return Run(("eager", "graphs"), size, "cpu", out, time.time() + 60 * minutes, quick=True)
 
 
-def test_a_process_that_dies_is_told_of_and_the_next_one_runs(tmp_path):
+def test_a_process_that_dies_is_told_of_and_the_next_one_runs(tmp_path, monkeypatch):
     console = Console(file=io.StringIO(), width=200)
-    tasks._run_in_process(Task("eager", ("latency",)), run_of(tmp_path, size="huge"), console)
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "run_task", die_in_the_middle)
+        tasks._run_in_process(Task("eager", ("latency", "shapes")), run_of(tmp_path), console)
     tasks._run_in_process(Task("eager", ("ceilings",)), run_of(tmp_path), console)
     results = {result.section: result for result in read_results(tmp_path)}
-    assert results["latency"].status == FAILED
-    assert results["latency"].note == "process ended with 1"
+    for section, data in (("latency", {"rows": [1]}), ("shapes", {})):
+        result = results[section]
+        assert (result.status, result.note, result.data) == (FAILED, "process ended with -6", data)
     assert results["ceilings"].status == DONE
-    assert "eager, latency: failed: process ended with 1" in console.file.getvalue()
+    assert "eager, latency: failed: process ended with -6" in console.file.getvalue()
+
+
+def test_a_policy_that_cannot_be_built_is_told_of(tmp_path):
+    tasks.run_task(Task("eager", ("latency", "curves")), run_of(tmp_path, size="huge"), 0.0)
+    results = read_results(tmp_path)
+    assert [(r.section, r.status, r.note) for r in results] == [
+        ("curves", FAILED, "KeyError: 'huge'"),
+        ("latency", FAILED, "KeyError: 'huge'"),
+    ]
 
 
 def test_a_process_that_overruns_is_ended(tmp_path, monkeypatch):
@@ -119,18 +131,30 @@ def test_the_best_path_is_the_fastest_that_is_right():
     right = [checked("graphs"), checked("fused")]
     assert best_path([*results, *right]) == "fused"
     assert best_path([*results, checked("graphs"), checked("fused", "not finite")]) == "graphs"
-    assert best_path([*results, checked("fused", status=FAILED)]) == "graphs"
+    assert best_path([*results, checked("graphs", status=CUT)]) == "graphs"
+    assert best_path([*results, checked("fused", status=FAILED)]) == "eager"
     assert best_path([]) is None
 
 
-def test_correctness_comes_first_and_compilation_last():
-    paths = ("eager", "graphs", "compiled") if "compiled" in tasks.PATHS else ("eager", "graphs")
+def test_correctness_comes_first_and_compilation_last(monkeypatch):
+    monkeypatch.setattr(tasks, "PATHS", ("auto", "eager", "graphs", "compiled", "fused"))
+    paths = ("eager", "graphs", "compiled", "fused")
     first = first_tasks(paths)
-    assert first[0].sections == ("ceilings", "reference")
-    kinds = [task.sections[-1] for task in first]
-    assert kinds == sorted(kinds, key=("reference", "correctness", "latency").index)
-    assert last_tasks(paths, [timed("graphs", 20.0)])[0] == Task("graphs", ("end_to_end",))
-    assert all(task.path != "compiled" for task in first[:-1])
+    assert [(task.path, task.sections[-1]) for task in first] == [
+        ("eager", "reference"),
+        ("fused", "correctness"),
+        ("graphs", "correctness"),
+        ("fused", "latency"),
+        ("graphs", "latency"),
+        ("eager", "latency"),
+        ("compiled", "latency"),
+    ]
+    last = last_tasks(paths, [timed("graphs", 20.0), checked("graphs")])
+    assert [(task.path, task.sections[0]) for task in last] == [
+        ("graphs", "end_to_end"),
+        ("graphs", "shapes"),
+        ("compiled", "correctness"),
+    ]
 
 
 def test_bars_are_judged_by_the_best_path_and_by_nothing_that_was_not_measured():

@@ -30,8 +30,9 @@ def tables(run: Findings) -> list[Grid]:
 
 
 def print_report(run: Findings, console: Console) -> None:
-    """All of it on a terminal."""
-    for grid in tables(run):
+    """All of it on a terminal, where the end is what one sees: the bars come last."""
+    bars, *others = tables(run)
+    for grid in (*others, bars):
         grid.print(console)
     for line in (*_about(run), *incomplete(run)):
         console.print(line, highlight=False)

@@ -18,6 +18,8 @@ from safe_pruner_node.pi05.model import Pi05
 DONE, CUT, SKIPPED, FAILED, RUNNING = "done", "cut", "skipped", "failed", "running"
 """A section that was ``cut`` ran out of time: what it has is right, but not all."""
 
+LINE_MAX = 500
+
 Section = Callable[["Bench"], Iterator[dict[str, Any]]]
 """Yields its results so far, again and again."""
 
@@ -103,6 +105,12 @@ def read_results(out: Path) -> list[Result]:
     ]
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong; torch may say it in pages."""
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    return line if len(line) <= LINE_MAX else line[:LINE_MAX] + " ..."
+
+
 def run_section(name: str, section: Section, bench: Bench) -> Result:
     """Run a section; whatever happens in it is its result.
 
@@ -121,7 +129,6 @@ def run_section(name: str, section: Section, bench: Bench) -> Result:
         result = Result(name, path, CUT, "out of time", data)
     except Exception as error:  # noqa: BLE001 - the other sections are to go on
         traceback.print_exc()
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        result = Result(name, path, FAILED, line[:500], data)
+        result = Result(name, path, FAILED, one_line(error), data)
     result.write(bench.out)
     return result

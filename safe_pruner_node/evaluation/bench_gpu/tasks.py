@@ -25,12 +25,14 @@ from safe_pruner_node.evaluation.bench_gpu.latency import curves, latency, shape
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES, random_policy
 from safe_pruner_node.evaluation.bench_gpu.section import (
     CUT,
+    DONE,
     FAILED,
     RUNNING,
     SKIPPED,
     Bench,
     Result,
     Section,
+    one_line,
     read_results,
     run_section,
 )
@@ -124,17 +126,21 @@ def last_tasks(paths: Sequence[str], results: Sequence[Result]) -> list[Task]:
 
 
 def best_path(results: Sequence[Result]) -> str | None:
-    """The path with the fastest full step among those that nothing is wrong with."""
-    wrong = {
+    """The path with the fastest full step among eager and those that were found right."""
+    right = {
         result.path
         for result in results
         if result.section == "correctness"
-        and (result.status == FAILED or any(c["complaints"] for c in result.data.get("cases", [])))
+        and result.status in {DONE, CUT}
+        and result.data.get("cases")
+        and not any(case["complaints"] for case in result.data["cases"])
     }
     p50 = {
         result.path: result.data["rows"][0]["wall_ms"]["p50"]
         for result in results
-        if result.section == "latency" and result.data.get("rows") and result.path not in wrong
+        if result.section == "latency"
+        and result.data.get("rows")
+        and result.path in {"eager", *right}
     }
     return min(p50, key=lambda path: p50[path], default=None)
 
@@ -157,8 +163,7 @@ def _run_in_process(task: Task, run: Run, console: Console) -> None:
     names = ", ".join(task.sections)
     if left_s <= 0:
         console.print(f"{task.path}, {names}: skipped, no time left")
-        for name in task.sections:
-            Result(name, task.path, SKIPPED, "no time left", {}).write(run.out)
+        _write_all(task, run, SKIPPED, "no time left")
         return
     console.print(f"{task.path}, {names}: {left_s:.0f} s left", highlight=False)
     deadline_s = time.time() + task.share * left_s
@@ -176,6 +181,11 @@ def _run_in_process(task: Task, run: Run, console: Console) -> None:
     for result in read_results(run.out):
         if result.path == task.path and result.section in task.sections and result.note:
             console.print(f"{task.path}, {result.section}: {result.status}: {result.note}")
+
+
+def _write_all(task: Task, run: Run, status: str, note: str) -> None:
+    for name in task.sections:
+        Result(name, task.path, status, note, {}).write(run.out)
 
 
 def _unfinished(task: Task, run: Run, broke: bool) -> Iterator[Result]:
@@ -202,8 +212,10 @@ def run_task(task: Task, run: Run, deadline_s: float) -> None:
         model = random_policy(SIZES[run.size], device)
         runner = choose_runner(task.path, model.device)
     except ConfigError as error:  # a path that this device or build does not have
-        for name in task.sections:
-            Result(name, task.path, SKIPPED, str(error), {}).write(run.out)
+        _write_all(task, run, SKIPPED, str(error))
+        return
+    except Exception as error:  # noqa: BLE001 - the other tasks are to go on
+        _write_all(task, run, FAILED, one_line(error))
         return
     console = make_console()
     bench = Bench(model, runner, run.out, deadline_s, run.quick, console)
