@@ -88,6 +88,7 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
         worker_settings = WorkerSettings(
             engine,
             robot_file,
+            prompt=prompt,
             threads=THREADS,
             hang_timeout_s=PATIENCE_S,  # a first step may compile kernels
             start_timeout_s=PATIENCE_S,

@@ -210,7 +210,7 @@ def run_task(task: Task, run: Run, deadline_s: float) -> None:
     device = torch.device(run.device)
     try:
         model = random_policy(SIZES[run.size], device)
-        runner = choose_runner(task.path, model.device)
+        runner = choose_runner(task.path, model)
     except ConfigError as error:  # a path that this device or build does not have
         _write_all(task, run, SKIPPED, str(error))
         return
