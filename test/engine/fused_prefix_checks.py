@@ -2,6 +2,7 @@
 
 python test/engine/fused_prefix_checks.py              errors at full size on CUDA, then times
 python test/engine/fused_prefix_checks.py --kernels    times of single kernels and GEMMs too
+TRITON_INTERPRET=1 python test/engine/fused_prefix_checks.py --small --device cpu    errors only
 """
 
 import argparse
@@ -447,6 +448,8 @@ def main():
     parser.add_argument("--no-check", action="store_true", help="times only")
     parser.add_argument("--kernels", action="store_true", help="times of single kernels too")
     options = parser.parse_args()
+    if options.device == "cpu":
+        import triton_interpreter  # noqa: F401
     torch.backends.cudnn.allow_tf32 = False  # the reference's convolution
     model = random_policy(SMALL if options.small else PI05, options.device)
     if not options.no_check:

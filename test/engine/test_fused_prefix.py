@@ -41,6 +41,7 @@ from safe_pruner_node.engine.split_linear import split_linear
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 LAYER = 2
+VISION_TOLERANCE = 1e-5 if INTERPRETED else 2e-3  # a GPU multiplies pixels in TF32
 PLAIN_TUNING = PrefixTuning(attention=SMALL_TILES)
 TUNINGS = {
     "gelu kernel": PLAIN_TUNING,
@@ -78,7 +79,7 @@ def test_vision_is_the_plain_one(n_heads, terms):
     images, _, _ = random_query(model.config, Case(2, 1, None, None), DEVICE)
     expected = model.embed_images(images).flatten(0, 1)
     tuning = replace(SMALL_VISION, out_terms=terms, fc2_terms=terms)
-    assert off(FusedVision(model, tuning)(images), expected) < 1e-5
+    assert off(FusedVision(model, tuning)(images), expected) < VISION_TOLERANCE
 
 
 @pytest.mark.parametrize("bucket", [None, 8])
