@@ -10,7 +10,9 @@ Result = TypeVar("Result")
 
 
 class Runner(ABC):
-    """Runs stages, see `stages.py`; may keep what it learns about their shapes.
+    """Runs stages, see `stages.py`, and the pruners' functions, which are stages too.
+
+    It may keep what it learns about their shapes.
 
     Attributes:
         path: Name of this way, for reports, as in `EngineSettings.path`.

@@ -46,10 +46,13 @@ class StageTimer:
             self._ms[name] = self._ms.get(name, 0.0) + change
 
     def milliseconds(self) -> dict[str, float]:
-        """Stage to milliseconds; on CUDA this waits for the last event."""
+        """Stage to milliseconds; on CUDA this waits for the last event.
+
+        Not below 0: what `move` took was measured by the host's clock, not by the stream's.
+        """
         if self._events:
             self._events[-1][2].synchronize()
             for name, start, end in self._events:
                 self._ms[name] += start.elapsed_time(end)
             self._events.clear()
-        return dict(self._ms)
+        return {name: max(0.0, ms) for name, ms in self._ms.items()}
