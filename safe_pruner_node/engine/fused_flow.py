@@ -18,6 +18,7 @@ from functools import partial
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from safe_pruner_node.engine.expert_weights import (
     ExpertLayer,
@@ -28,6 +29,7 @@ from safe_pruner_node.engine.expert_weights import (
 from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
 from safe_pruner_node.engine.kernels.flow_step import flow_step_kernel
 from safe_pruner_node.engine.kernels.gated_residual import gated_residual_kernel
+from safe_pruner_node.engine.kernels.launch import PIECE
 from safe_pruner_node.engine.kernels.modulated_pair import gate_up_kernel, query_key_value_kernel
 from safe_pruner_node.engine.kernels.suffix_attention import (
     join_attention_kernel,
@@ -44,16 +46,17 @@ SALIENCY_ROWS, SALIENCY_KEYS = 16, 64
 
 
 @dataclass(frozen=True)
-class _Suffix:
-    """Buffers of one call; every layer writes over the last one's.
+class _Buffers:
+    """What one call computes in; every layer writes over the last one's, but for keys and values.
 
     Attributes:
         x: Hidden states, [H, D].
         scaled: The same, times 1 + scale of the next norm, [H, D].
         squares_o: Sums of squares of x after attention, one per column block, [H, n] fp32.
         squares_down: Likewise after the MLP.
-        qkv: Queries, keys, values, [h + 2, H, d].
-        parts: Attention over each block of keys, [P, R, d] fp32.
+        queries: [h, H, d].
+        cache: Keys and values of every layer, prefix and then suffix, [2, N + H, d].
+        parts: Attention over each block of keys, [P, R, d].
         lse: Log of the softmax's sum over each block, [P, R] fp32.
         attended: Attention's output, [H, h * d].
         hidden: The MLP's inside, [H, M].
@@ -67,7 +70,8 @@ class _Suffix:
     scaled: Tensor
     squares_o: Tensor
     squares_down: Tensor
-    qkv: Tensor
+    queries: Tensor
+    cache: tuple[Tensor, ...]
     parts: Tensor
     lse: Tensor
     attended: Tensor
@@ -97,14 +101,6 @@ class FusedFlow:
             and device.type == "cuda"
             and torch.cuda.get_device_capability(device) >= (9, 0)
         )
-        # Pieces of 256 elements, see `prefetch_weights`
-        sizes = (self._config.width, self._config.mlp // self._tiles.down.splits)
-        sizes += (self._config.heads * self._config.head_dim // self._tiles.o.splits,)
-        self._prefetch = (
-            self._dependent
-            and self._tiles.prefetch
-            and all(size % 256 == 0 and size & (size - 1) == 0 for size in sizes)
-        )
         self._modulations: dict[FlowSchedule, tuple[StepModulation, ...]] = {}
 
     def denoise(
@@ -122,25 +118,23 @@ class FusedFlow:
         actions = noise[0].float().clone()  # [H, A]
         text = prompt.slots if prompt.n_valid is None else prompt.n_valid
         positions = torch.arange(noise.shape[1], device=noise.device) + n_visual + text
-        own = self._suffix(noise, positions, max(k.shape[2] for k, _ in cache))
+        own = self._buffers(noise, positions, cache)
         shares = None if deep is None else self._shares(deep, own, len(steps))
         self._advance(own, actions, None, steps[0], schedule.dt)
         for number, step in enumerate(steps):
-            for index, (layer, pair) in enumerate(zip(self._layers, cache, strict=True)):
-                self._attention(own, layer, step, index, pair, prompt)
+            for index, layer in enumerate(self._layers):
+                self._attention(own, layer, step, index, prompt)
                 if deep is not None and shares is not None:
                     place = _place(deep, number, len(steps), index)
                     if place is not None:
-                        self._watch(own, pair, prompt, deep, shares[place])
+                        self._watch(own, index, prompt, deep, shares[place])
                 self._mlp(own, layer, step, index)
             following = steps[min(number + 1, len(steps) - 1)]  # after the last: nobody reads it
             self._advance(own, actions, step, following, schedule.dt)
         if shares is None:
             return actions[None], None
         # [watched steps, n_deep, row blocks, N_vis] to [n_deep, N_vis]
-        heads, horizon, _ = own.qkv.shape
-        rows = (heads - 2) * horizon * shares.shape[0]
-        return actions[None], shares.sum((0, 2)) / rows
+        return actions[None], shares.sum((0, 2)) / (own.parts.shape[1] * len(shares))
 
     def _modulation(self, schedule: FlowSchedule) -> tuple[StepModulation, ...]:
         if schedule not in self._modulations:
@@ -149,7 +143,7 @@ class FusedFlow:
             )
         return self._modulations[schedule]
 
-    def _suffix(self, noise: Tensor, positions: Tensor, longest: int) -> _Suffix:
+    def _buffers(self, noise: Tensor, positions: Tensor, cache: Sequence[KeyValue]) -> _Buffers:
         config, tiles, model = self._config, self._tiles, self._model
         horizon = noise.shape[1]
         x = noise.new_empty(horizon, config.width, dtype=model.dtype)
@@ -160,14 +154,18 @@ class FusedFlow:
         n_tiles = padded // block * max(config.width // t.columns for t in (tiles.o, tiles.down))
         splits = max(tiles.o.splits, tiles.down.splits)
         rows = config.heads * horizon
-        parts = self._parts(longest, horizon)
-        return _Suffix(
+        own_cache = tuple(x.new_empty(2, k.shape[2] + horizon, config.head_dim) for k, _ in cache)
+        prefix = [own[i, : k.shape[2]] for own, (k, _) in zip(own_cache, cache) for i in (0, 1)]
+        torch._foreach_copy_(prefix, [t[0, 0] for pair in cache for t in pair])  # few kernels
+        parts = max(self._parts(len(own[0])) for own in own_cache)
+        return _Buffers(
             x=x,
             scaled=torch.empty_like(x),
             squares_o=single(horizon, config.width // tiles.o.columns),
             squares_down=single(horizon, config.width // tiles.down.columns),
-            qkv=x.new_empty(config.heads + 2, horizon, config.head_dim),
-            parts=single(parts, rows, config.head_dim),
+            queries=x.new_empty(config.heads, horizon, config.head_dim),
+            cache=own_cache,
+            parts=x.new_empty(parts, rows, config.head_dim),
             lse=single(parts, rows),
             attended=x.new_empty(horizon, config.heads * config.head_dim),
             hidden=x.new_empty(horizon, config.mlp),
@@ -181,47 +179,44 @@ class FusedFlow:
         return min(MOST_ROWS, max(16, triton.next_power_of_2(horizon)))
 
     def _attention(
-        self,
-        own: _Suffix,
-        layer: ExpertLayer,
-        step: StepModulation,
-        index: int,
-        pair: KeyValue,
-        prompt: Prompt,
+        self, own: _Buffers, layer: ExpertLayer, step: StepModulation, index: int, prompt: Prompt
     ) -> None:
-        config, tiles = self._config, self._tiles
-        horizon = len(own.x)
+        config, tiles = self._config, self._tiles.qkv
+        horizon, (keys, values) = len(own.x), own.cache[index]
+        prefix = len(keys) - horizon
         block, modulation = self._rows(horizon), step.attention[index]
-        blocks = triton.cdiv(horizon, block)
         pairs = (config.heads + 2) * config.head_dim // 2
-        query_key_value_kernel[(pairs // tiles.qkv.columns, blocks)](
-            own.scaled,
+        query_key_value_kernel[(pairs // tiles.columns, triton.cdiv(horizon, block))](
+            TensorDescriptor.from_tensor(own.scaled, [block, tiles.depth]),
             own.squares_down,
+            TensorDescriptor.from_tensor(layer.qkv, [tiles.columns, tiles.depth]),
             layer.qkv,
             modulation.bias,
             own.cos,
             own.sin,
-            own.qkv,
+            own.queries,
+            keys[prefix:],
+            values[prefix:],
             horizon,
             HEADS=config.heads,
             HEAD_DIM=config.head_dim,
             WIDTH=config.width,
             **_squares(own.squares_down),
             BLOCK_M=block,
-            BLOCK_N=tiles.qkv.columns,
-            BLOCK_K=tiles.qkv.depth,
-            num_warps=tiles.qkv.warps,
-            num_stages=tiles.qkv.stages,
-            PREFETCH=self._prefetch,
-            **self._launch(),
+            BLOCK_N=tiles.columns,
+            BLOCK_K=tiles.depth,
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+            **self._launch(config.width),
         )
-        attention, rows, prefix = tiles.attention, config.heads * horizon, pair[0].shape[2]
-        parts = self._parts(prefix, horizon)
+        attention, rows, parts = self._tiles.attention, own.parts.shape[1], self._parts(len(keys))
+        key_block = [attention.keys, config.head_dim]
         suffix_attention_kernel[(triton.cdiv(rows, attention.rows), parts)](
-            own.qkv,
-            *pair,
-            own.qkv[-2],
-            own.qkv[-1],
+            TensorDescriptor.from_tensor(
+                own.queries.flatten(0, 1), [attention.rows, config.head_dim]
+            ),
+            TensorDescriptor.from_tensor(keys, key_block),
+            TensorDescriptor.from_tensor(values, key_block),
             prompt.tokens if prompt.n_valid is None else prompt.n_valid,
             own.parts,
             own.lse,
@@ -250,19 +245,22 @@ class FusedFlow:
             num_warps=4,
             **self._launch(),
         )
-        scale = step.mlp[index].scale
-        self._project(own, own.attended, layer.o, modulation.gate, scale, own.squares_o, tiles.o)
+        next_scale = step.mlp[index].scale
+        self._project(
+            own, own.attended, layer.o, modulation.gate, next_scale, own.squares_o, self._tiles.o
+        )
 
-    def _mlp(self, own: _Suffix, layer: ExpertLayer, step: StepModulation, index: int) -> None:
+    def _mlp(self, own: _Buffers, layer: ExpertLayer, step: StepModulation, index: int) -> None:
         config, tiles = self._config, self._tiles.gate_up
         horizon = len(own.x)
         block, modulation = self._rows(horizon), step.mlp[index]
         gate_up_kernel[(config.mlp // tiles.columns, triton.cdiv(horizon, block))](
-            own.scaled,
+            TensorDescriptor.from_tensor(own.scaled, [block, tiles.depth]),
             own.squares_o,
+            TensorDescriptor.from_tensor(layer.gate_up, [tiles.columns, tiles.depth]),
             layer.gate_up,
             modulation.bias,
-            own.hidden,
+            TensorDescriptor.from_tensor(own.hidden, [block, tiles.columns]),
             horizon,
             MLP=config.mlp,
             WIDTH=config.width,
@@ -272,8 +270,7 @@ class FusedFlow:
             BLOCK_K=tiles.depth,
             num_warps=tiles.warps,
             num_stages=tiles.stages,
-            PREFETCH=self._prefetch,
-            **self._launch(),
+            **self._launch(config.width),
         )
         # The scale of the next layer's norm; after the last layer nobody reads the product.
         scale = step.attention[min(index + 1, len(self._layers) - 1)].scale
@@ -289,7 +286,7 @@ class FusedFlow:
 
     def _project(
         self,
-        own: _Suffix,
+        own: _Buffers,
         a: Tensor,
         weight: Tensor,
         gate: Tensor,
@@ -301,7 +298,8 @@ class FusedFlow:
         block = self._rows(horizon)
         grid = (width // tiles.columns, tiles.splits, triton.cdiv(horizon, block))
         gated_residual_kernel[grid](
-            a,
+            TensorDescriptor.from_tensor(a, [block, tiles.depth]),
+            TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]),
             weight,
             own.x,
             gate,
@@ -319,13 +317,12 @@ class FusedFlow:
             BLOCK_K=tiles.depth,
             num_warps=tiles.warps,
             num_stages=tiles.stages,
-            PREFETCH=self._prefetch,
-            **self._launch(),
+            **self._launch(depth // tiles.splits),
         )
 
     def _advance(
         self,
-        own: _Suffix,
+        own: _Buffers,
         actions: Tensor,
         step: StepModulation | None,
         following: StepModulation,
@@ -358,12 +355,10 @@ class FusedFlow:
             **self._launch(),
         )
 
-    def _parts(self, prefix: int, horizon: int) -> int:
-        """Blocks of keys: of the prefix, then of the suffix."""
-        keys = self._tiles.attention.keys
-        return int(triton.cdiv(prefix, keys) + triton.cdiv(horizon, keys))
+    def _parts(self, n_keys: int) -> int:
+        return int(triton.cdiv(n_keys, self._tiles.attention.keys))
 
-    def _shares(self, deep: DeepSettings, own: _Suffix, n_steps: int) -> Tensor:
+    def _shares(self, deep: DeepSettings, own: _Buffers, n_steps: int) -> Tensor:
         """Room for every watched step, layer and block of rows."""
         rows = self._config.heads * len(own.x)
         watched = n_steps if deep.steps == "mean" else 1
@@ -371,20 +366,19 @@ class FusedFlow:
         return own.lse.new_empty(watched, len(deep.layers), blocks, deep.n_visual)
 
     def _watch(
-        self, own: _Suffix, pair: KeyValue, prompt: Prompt, deep: DeepSettings, shares: Tensor
+        self, own: _Buffers, index: int, prompt: Prompt, deep: DeepSettings, shares: Tensor
     ) -> None:
         """Write the saliency of this layer, [row blocks, N_vis], into `shares`."""
         config, horizon = self._config, len(own.x)
         rows = config.heads * horizon
         suffix_saliency_kernel[(triton.cdiv(rows, SALIENCY_ROWS),)](
-            own.qkv,
-            pair[0],
-            own.qkv[-2],
+            own.queries,
+            own.cache[index],
             prompt.tokens if prompt.n_valid is None else prompt.n_valid,
             shares,
             rows,
             deep.n_visual,
-            pair[0].shape[2],
+            own.cache[index].shape[1] - horizon,
             horizon,
             prompt.slots,
             config.head_dim**-0.5 / math.log(2.0),
@@ -397,9 +391,15 @@ class FusedFlow:
             **self._launch(),
         )
 
-    def _launch(self) -> dict[str, bool]:
-        # `launch_pdl` is an option of the launch: the interpreter of kernels does not know it
-        return {"PDL": True, "launch_pdl": True} if self._dependent else {"PDL": False}
+    def _launch(self, span: int | None = None) -> dict[str, bool]:
+        """Options of a launch; `span` of a kernel that can prefetch rows of so many weights."""
+        options = {"PDL": self._dependent}
+        if self._dependent:  # the interpreter of kernels does not know this option
+            options["launch_pdl"] = True
+        if span is not None:
+            whole = span % PIECE.value == 0 and span & (span - 1) == 0
+            options["PREFETCH"] = self._dependent and self._tiles.prefetch and whole
+        return options
 
 
 def _place(deep: DeepSettings, step: int, n_steps: int, layer: int) -> tuple[int, int] | None:

@@ -19,13 +19,12 @@ from safe_pruner_node.engine.kernels.launch import (
 
 @triton.jit
 def _add_and_prepare(
-    acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N: tl.constexpr
+    acc, x, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N: tl.constexpr
 ):
     inside = rows[:, None] < n_rows
     dtype = x_ptr.dtype.element_ty
     at = rows[:, None] * N + columns[None, :]
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    x = (x + gate[None, :] * acc).to(dtype)
+    x = (x.to(tl.float32) + gate[None, :] * acc).to(dtype)
     tl.store(x_ptr + at, x, mask=inside)
     x = x.to(tl.float32)
     tl.store(scaled_ptr + at, (x * scale[None, :]).to(dtype), mask=inside)
@@ -35,8 +34,9 @@ def _add_and_prepare(
 
 @triton.jit
 def gated_residual_kernel(
-    a_ptr,  # [H, K]
-    w_ptr,  # [N, K]
+    a,  # descriptor of [H, K]
+    weight,  # descriptor of [N, K]
+    w_ptr,  # the same
     x_ptr,  # in and out, [H, N]
     gate_ptr,  # [N] fp32
     scale_ptr,  # [N] fp32, 1 + s of the next norm
@@ -56,22 +56,22 @@ def gated_residual_kernel(
 ):
     """Program (n, split, m)."""
     SPAN: tl.constexpr = K // SPLITS
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = tl.program_id(0) * BLOCK_N
+    columns = first + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
-    rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = rows[:, None] < n_rows
+    first_row = tl.program_id(2) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
+    prefetch_weights(w_ptr, first, split * SPAN, BLOCK_N, SPAN, K, PREFETCH)
     gate = tl.load(gate_ptr + columns)
     scale = tl.load(scale_ptr + columns)
-    first = tl.program_id(0) * BLOCK_N
-    prefetch_weights(w_ptr, first, split * SPAN, BLOCK_N, SPAN, K, PREFETCH)
     wait_for_inputs(PDL)
     let_next_begin(PDL)
+    x_at = x_ptr + rows[:, None] * N + columns[None, :]
+    # Early: whoever arrives last needs it at once.
+    x = tl.load(x_at, mask=rows[:, None] < n_rows, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, SPAN, BLOCK_K):
-        ks = split * SPAN + k + tl.arange(0, BLOCK_K)
-        a = tl.load(a_ptr + rows[:, None] * K + ks[None, :], mask=inside, other=0.0)
-        w = tl.load(w_ptr + columns[:, None] * K + ks[None, :])
-        acc = tl.dot(a, tl.trans(w), acc, input_precision="ieee")
+    for k in range(split * SPAN, (split + 1) * SPAN, BLOCK_K):
+        acc = tl.dot(a.load([first_row, k]), weight.load([first, k]).T, acc, input_precision="ieee")
     if SPLITS == 1:
         _add_and_prepare(acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N)
     else:
@@ -86,6 +86,6 @@ def gated_residual_kernel(
             for s in tl.static_range(SPLITS):
                 total += tl.load(parts + s * BLOCK_M * BLOCK_N, cache_modifier=".cg")
             _add_and_prepare(
-                total, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
+                total, x, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
             )
             tl.store(count_ptr + tile, 0)

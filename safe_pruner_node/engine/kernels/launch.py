@@ -10,6 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+PIECE = tl.constexpr(256)
+"""Weights that one request of `prefetch_weights` asks for."""
+
 
 @triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
@@ -40,7 +43,6 @@ def prefetch_weights(
     One request per thread and 512 bytes: more threads than requests would only repeat them.
     """
     if PDL:
-        PIECE: tl.constexpr = 256
         PIECES: tl.constexpr = SPAN // PIECE
         piece = tl.arange(0, ROWS * PIECES)
         at = (first_row + piece // PIECES) * PITCH + column + (piece % PIECES) * PIECE

@@ -27,10 +27,10 @@ from safe_pruner_node.engine.kernels.launch import (
 
 @triton.jit
 def _pair_product(
-    scaled_ptr,
+    scaled,
     squares_ptr,
-    w_ptr,
-    rows,
+    weight,
+    first_row,
     first,
     second,
     n_rows,
@@ -41,34 +41,36 @@ def _pair_product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """r * (scaled @ W[first].T) and the same for W[second], each [BLOCK_M, BLOCK_N] fp32."""
-    inside = rows[:, None] < n_rows
+    """r * (scaled @ W[first:].T) and the same for W[second:], each [BLOCK_M, BLOCK_N] fp32."""
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
     parts = tl.arange(0, BLOCK_S)[None, :]
     squares = tl.load(
-        squares_ptr + rows[:, None] * SQUARES + parts, mask=inside & (parts < SQUARES), other=0.0
+        squares_ptr + rows * SQUARES + parts, mask=(rows < n_rows) & (parts < SQUARES), other=0.0
     )
     acc_first = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc_second = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, WIDTH, BLOCK_K):
-        ks = k + tl.arange(0, BLOCK_K)
-        x = tl.load(scaled_ptr + rows[:, None] * WIDTH + ks[None, :], mask=inside, other=0.0)
-        w_first = tl.load(w_ptr + first[:, None] * WIDTH + ks[None, :])
-        w_second = tl.load(w_ptr + second[:, None] * WIDTH + ks[None, :])
-        acc_first = tl.dot(x, tl.trans(w_first), acc_first, input_precision="ieee")
-        acc_second = tl.dot(x, tl.trans(w_second), acc_second, input_precision="ieee")
+        x = scaled.load([first_row, k])
+        w_first = weight.load([first, k])
+        w_second = weight.load([second, k])
+        acc_first = tl.dot(x, w_first.T, acc_first, input_precision="ieee")
+        acc_second = tl.dot(x, w_second.T, acc_second, input_precision="ieee")
     r = tl.rsqrt(tl.sum(squares, 1) / WIDTH + 1e-6)[:, None]
     return acc_first * r, acc_second * r
 
 
 @triton.jit
 def query_key_value_kernel(
-    scaled_ptr,  # [H, D], x * (1 + s)
+    scaled,  # descriptor of [H, D], x * (1 + s)
     squares_ptr,  # [H, SQUARES] fp32, sums of x * x
-    w_ptr,  # [(heads + 2) * d, D]: queries, keys, values
+    weight,  # descriptor of [(heads + 2) * d, D]: queries, keys, values
+    w_ptr,  # the same
     bias_ptr,  # [(heads + 2) * d] fp32, b @ W
     cos_ptr,  # [H, d]
     sin_ptr,  # [H, d]
-    out_ptr,  # out, [heads + 2, H, d]: queries, keys, values
+    q_ptr,  # out, [heads, H, d]
+    k_ptr,  # out, [H, d]
+    v_ptr,  # out, [H, d]
     n_rows,
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -83,30 +85,29 @@ def query_key_value_kernel(
 ):
     """Program (n, m): BLOCK_N pairs of channels of one head, for one block of rows."""
     HALF: tl.constexpr = HEAD_DIM // 2
-    pair = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     head = (tl.program_id(0) * BLOCK_N) // HALF
-    channel = pair - head * HALF  # in 0..d/2-1
-    first = head * HEAD_DIM + channel
-    second = first + HALF
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = rows[:, None] < n_rows
-    at = rows[:, None] * HEAD_DIM + channel[None, :]
-    bias_first = tl.load(bias_ptr + first)[None, :]
-    bias_second = tl.load(bias_ptr + second)[None, :]
-    begin = tl.program_id(0) * BLOCK_N + head * HALF
-    prefetch_weights(w_ptr, begin, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
-    prefetch_weights(w_ptr, begin + HALF, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
-    wait_for_inputs(PDL)
-    let_next_begin(PDL)
+    begin = tl.program_id(0) * BLOCK_N - head * HALF  # channel, in 0..d/2-1
+    first = head * HEAD_DIM + begin
+    first_row = tl.program_id(1) * BLOCK_M
+    prefetch_weights(w_ptr, first, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    prefetch_weights(w_ptr, first + HALF, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    columns = tl.arange(0, BLOCK_N)
+    bias_first = tl.load(bias_ptr + first + columns)[None, :]
+    bias_second = tl.load(bias_ptr + first + HALF + columns)[None, :]
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
+    at = rows * HEAD_DIM + begin + columns[None, :]
+    inside = rows < n_rows
     cos = tl.load(cos_ptr + at, mask=inside, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     a, b = _pair_product(
-        scaled_ptr,
+        scaled,
         squares_ptr,
-        w_ptr,
-        rows,
+        weight,
+        first_row,
         first,
-        second,
+        first + HALF,
         n_rows,
         WIDTH,
         SQUARES,
@@ -119,19 +120,29 @@ def query_key_value_kernel(
     b += bias_second
     if head <= HEADS:  # queries and keys
         a, b = a * cos - b * sin, b * cos + a * sin
-    dtype = w_ptr.dtype.element_ty
-    at += head * n_rows * HEAD_DIM
-    tl.store(out_ptr + at, a.to(dtype), mask=inside)
-    tl.store(out_ptr + at + HALF, b.to(dtype), mask=inside)
+    dtype = q_ptr.dtype.element_ty
+    a = a.to(dtype)
+    b = b.to(dtype)
+    if head < HEADS:
+        at += head * n_rows * HEAD_DIM
+        tl.store(q_ptr + at, a, mask=inside)
+        tl.store(q_ptr + at + HALF, b, mask=inside)
+    elif head == HEADS:
+        tl.store(k_ptr + at, a, mask=inside)
+        tl.store(k_ptr + at + HALF, b, mask=inside)
+    else:
+        tl.store(v_ptr + at, a, mask=inside)
+        tl.store(v_ptr + at + HALF, b, mask=inside)
 
 
 @triton.jit
 def gate_up_kernel(
-    scaled_ptr,  # [H, D], x * (1 + s)
+    scaled,  # descriptor of [H, D], x * (1 + s)
     squares_ptr,  # [H, SQUARES] fp32, sums of x * x
-    w_ptr,  # [2 * M, D]: gate, up
+    weight,  # descriptor of [2 * M, D]: gate, up
+    w_ptr,  # the same
     bias_ptr,  # [2 * M] fp32, b @ W
-    out_ptr,  # out, [H, M]
+    out,  # descriptor of the output, [H, M]
     n_rows,
     MLP: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -144,23 +155,22 @@ def gate_up_kernel(
     PDL: tl.constexpr,
 ):
     """Program (n, m): gelu(gate) * up of BLOCK_N channels, for one block of rows."""
-    gate = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    up = gate + MLP
-    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    bias_gate = tl.load(bias_ptr + gate)[None, :]
-    bias_up = tl.load(bias_ptr + up)[None, :]
-    begin = tl.program_id(0) * BLOCK_N
-    prefetch_weights(w_ptr, begin, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
-    prefetch_weights(w_ptr, begin + MLP, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    gate = tl.program_id(0) * BLOCK_N
+    first_row = tl.program_id(1) * BLOCK_M
+    prefetch_weights(w_ptr, gate, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    prefetch_weights(w_ptr, gate + MLP, 0, BLOCK_N, WIDTH, WIDTH, PREFETCH)
+    columns = tl.arange(0, BLOCK_N)
+    bias_gate = tl.load(bias_ptr + gate + columns)[None, :]
+    bias_up = tl.load(bias_ptr + gate + MLP + columns)[None, :]
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     g, u = _pair_product(
-        scaled_ptr,
+        scaled,
         squares_ptr,
-        w_ptr,
-        rows,
+        weight,
+        first_row,
         gate,
-        up,
+        gate + MLP,
         n_rows,
         WIDTH,
         SQUARES,
@@ -173,5 +183,4 @@ def gate_up_kernel(
     u += bias_up
     # gelu(g) = g * sigmoid(2 sqrt(2/pi) (g + 0.044715 g^3)): the tanh form, without a tanh
     y = g * tl.sigmoid(1.5957691216057308 * (g + 0.044715 * g * g * g)) * u
-    at = rows[:, None] * MLP + gate[None, :]
-    tl.store(out_ptr + at, y.to(w_ptr.dtype.element_ty), mask=rows[:, None] < n_rows)
+    out.store([first_row, gate], y.to(out.dtype))

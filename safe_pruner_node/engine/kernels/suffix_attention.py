@@ -1,10 +1,9 @@
 """Attention of the action rows over the prefix cache of their layer and over themselves.
 
 All query heads share one key/value head, so heads x H rows read the same keys: they are rows of one
-product. Every program has one block of keys (few rows, many keys), the suffix is one more block; a
-second kernel joins the parts.
+product. Every program has one block of keys (few rows, many keys); a second kernel joins the parts.
 
-Shapes: R = heads * H rows, N prefix keys, d head_dim, P = ceil(N / BLOCK_N) + 1 parts.
+Shapes: R = heads * H rows, N prefix keys, d head_dim, P = ceil((N + H) / BLOCK_N) parts.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inpu
 
 @triton.jit
 def suffix_attention_kernel(
-    q_ptr,  # [R, d]
-    prefix_k_ptr,  # [N, d]
-    prefix_v_ptr,  # [N, d]
-    k_ptr,  # [H, d]
-    v_ptr,  # [H, d]
+    queries,  # descriptor of [R, d]
+    keys,  # descriptor of [N + H, d]: the prefix, then the suffix
+    values,  # descriptor of [N + H, d]
     n_valid_ptr,  # [] int64, valid text tokens; read if MASKED
-    out_ptr,  # out fp32, [P, R, d]
+    out_ptr,  # out, [P, R, d]
     lse_ptr,  # out fp32, [P, R], base 2; -inf where nothing was read
     n_queries,  # R
     n_prefix,  # N
@@ -36,32 +33,27 @@ def suffix_attention_kernel(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Program (m, part): rows of block m over one block of keys; prefix blocks, then suffix ones."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Program (m, part): a block of rows over a block of keys."""
+    first_row = tl.program_id(0) * BLOCK_M
     part = tl.program_id(1)
-    channels = tl.arange(0, HEAD_DIM)
-    inside = rows[:, None] < n_queries
-    prefix_parts = tl.cdiv(n_prefix, BLOCK_N)
+    first_key = part * BLOCK_N
     n_read = n_prefix
     if MASKED:
         n_read = n_prefix - n_slots + tl.load(n_valid_ptr).to(tl.int32)
-    # A block is of the prefix or of the suffix: of two loads one is empty, and costs nothing.
-    key = part * BLOCK_N + tl.arange(0, BLOCK_N)
-    own = (part - prefix_parts) * BLOCK_N + tl.arange(0, BLOCK_N)
-    in_prefix = key < n_read
-    in_suffix = (own >= 0) & (own < n_suffix)
-    at = key[:, None] * HEAD_DIM + channels[None, :]
-    k = tl.load(prefix_k_ptr + at, mask=in_prefix[:, None], other=0.0)
-    v = tl.load(prefix_v_ptr + at, mask=in_prefix[:, None], other=0.0)
-    wait_for_inputs(PDL)  # the prefix was complete before the flow began
+    if first_key + BLOCK_N > n_prefix:
+        wait_for_inputs(PDL)
+    k = keys.load([first_key, 0])  # of the prefix: complete before the flow began
+    v = values.load([first_key, 0])
+    wait_for_inputs(PDL)
     let_next_begin(PDL)
-    q = tl.load(q_ptr + rows[:, None] * HEAD_DIM + channels[None, :], mask=inside, other=0.0)
-    own_at = own[:, None] * HEAD_DIM + channels[None, :]
-    k += tl.load(k_ptr + own_at, mask=in_suffix[:, None], other=0.0)
-    v += tl.load(v_ptr + own_at, mask=in_suffix[:, None], other=0.0)
-    ok = in_prefix | in_suffix
-    logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
+    q = queries.load([first_row, 0])
+    key = first_key + tl.arange(0, BLOCK_N)
+    ok = (key < n_read) | ((key >= n_prefix) & (key < n_prefix + n_suffix))
+    logits = tl.dot(q, k.T, input_precision="ieee") * log2_scale
     logits = tl.where(ok[None, :], logits, float("-inf"))
+    rows = first_row + tl.arange(0, BLOCK_M)
+    channels = tl.arange(0, HEAD_DIM)
+    inside = rows[:, None] < n_queries
     top = tl.max(logits, 1)
     p = tl.exp2(logits - tl.where(top == float("-inf"), 0.0, top)[:, None])
     total = tl.sum(p, 1)
@@ -70,13 +62,14 @@ def suffix_attention_kernel(
     safe = tl.where(seen, total, 1.0)
     lse = tl.where(seen, top + tl.log2(safe), float("-inf"))
     out_at = (part * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
-    tl.store(out_ptr + out_at, acc / safe[:, None], mask=inside)
+    acc = acc / safe[:, None]
+    tl.store(out_ptr + out_at, acc.to(out_ptr.dtype.element_ty), mask=inside)
     tl.store(lse_ptr + part * n_queries + rows, lse, mask=rows < n_queries)
 
 
 @triton.jit
 def join_attention_kernel(
-    part_ptr,  # fp32, [P, R, d]
+    part_ptr,  # [P, R, d]
     lse_ptr,  # fp32, [P, R]
     out_ptr,  # out, [H, heads * d]
     n_queries,  # R
@@ -103,7 +96,7 @@ def join_attention_kernel(
         lse = tl.load(lse_ptr + s * n_queries + rows, mask=inside, other=0.0)
         weight = tl.exp2(lse - top)
         part_at = part_ptr + (s * n_queries + rows[:, None]) * HEAD_DIM + channels[None, :]
-        acc += weight[:, None] * tl.load(part_at, mask=inside[:, None], other=0.0)
+        acc += weight[:, None] * tl.load(part_at, mask=inside[:, None], other=0.0).to(tl.float32)
         total += weight
     head = rows // n_suffix
     row = rows - head * n_suffix

@@ -16,7 +16,6 @@ def _logits(
     q,
     key,
     k_ptr,
-    prefix_k_ptr,
     n_read,
     n_prefix,
     n_suffix,
@@ -26,12 +25,9 @@ def _logits(
 ):
     channels = tl.arange(0, HEAD_DIM)
     ok = key < n_read
-    at = key[:, None] * HEAD_DIM + channels[None, :]
-    k = tl.load(prefix_k_ptr + at, mask=ok[:, None], other=0.0)
     if OWN:
-        own = (key >= n_prefix) & (key < n_prefix + n_suffix)
-        k += tl.load(k_ptr + at - n_prefix * HEAD_DIM, mask=own[:, None], other=0.0)
-        ok = ok | own
+        ok = ok | ((key >= n_prefix) & (key < n_prefix + n_suffix))
+    k = tl.load(k_ptr + key[:, None] * HEAD_DIM + channels[None, :], mask=ok[:, None], other=0.0)
     logits = tl.dot(q, tl.trans(k), input_precision="ieee") * log2_scale
     return tl.where(ok[None, :], logits, float("-inf"))
 
@@ -39,8 +35,7 @@ def _logits(
 @triton.jit
 def suffix_saliency_kernel(
     q_ptr,  # [R, d]
-    prefix_k_ptr,  # [N, d]
-    k_ptr,  # [H, d]
+    k_ptr,  # [N + H, d]: the prefix, then the suffix
     n_valid_ptr,  # [] int64, valid text tokens; read if MASKED
     out_ptr,  # out fp32, [row blocks, N_vis]: sum over the block's rows
     n_queries,  # R
@@ -75,17 +70,13 @@ def suffix_saliency_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, n_keys, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        logits = _logits(
-            q, key, k_ptr, prefix_k_ptr, n_read, n_prefix, n_suffix, log2_scale, HEAD_DIM, OVER_ALL
-        )
+        logits = _logits(q, key, k_ptr, n_read, n_prefix, n_suffix, log2_scale, HEAD_DIM, OVER_ALL)
         new_top = tl.maximum(top, tl.max(logits, 1))  # the first tile holds a visual key
         total = total * tl.exp2(top - new_top) + tl.sum(tl.exp2(logits - new_top[:, None]), 1)
         top = new_top
     for start in range(0, n_visual, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
-        logits = _logits(
-            q, key, k_ptr, prefix_k_ptr, n_visual, n_prefix, n_suffix, log2_scale, HEAD_DIM, False
-        )
+        logits = _logits(q, key, k_ptr, n_visual, n_prefix, n_suffix, log2_scale, HEAD_DIM, False)
         share = tl.exp2(logits - top[:, None]) / total[:, None]
         share = tl.where(inside[:, None], share, 0.0)
         tl.store(out_ptr + tl.program_id(0) * n_visual + key, tl.sum(share, 0), mask=key < n_visual)

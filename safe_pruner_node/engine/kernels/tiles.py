@@ -56,7 +56,7 @@ class AttentionTiles:
 
     rows: int = 64
     keys: int = 64
-    warps: int = 8
+    warps: int = 4
     joined: int = 4
 
 
@@ -74,11 +74,11 @@ class FlowTiles:
         prefetch: With it, weights are asked for before the inputs are there.
     """
 
-    qkv: PairTiles = PairTiles(16, 128)
+    qkv: PairTiles = PairTiles(32, 128)
     attention: AttentionTiles = AttentionTiles()
-    o: SplitTiles = SplitTiles(64, 8, 128)
+    o: SplitTiles = SplitTiles(32, 2, 256)
     gate_up: PairTiles = PairTiles(32, 128)
-    down: SplitTiles = SplitTiles(64, 8, 128)
+    down: SplitTiles = SplitTiles(32, 4, 256)
     dependent: bool = True
     prefetch: bool = True
 
