@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-# Triton, a part of torch's CUDA builds, and Mesa's software GL have an LLVM each. In one process
-# Triton has to be loaded first, else it crashes; the evaluation loads its policy before it draws.
+# Without a GPU the kernels' tests run in Triton's interpreter; Triton looks when it is loaded.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Triton and Mesa's software GL have an LLVM each. In one process Triton has to be loaded first,
+# else it crashes; the evaluation loads its policy before it draws.
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 

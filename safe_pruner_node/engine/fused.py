@@ -14,17 +14,19 @@ from safe_pruner_node.engine.kernels.tiles import unfit
 from safe_pruner_node.engine.runner import Result
 from safe_pruner_node.pi05.model import Pi05
 
-LEAST_CAPABILITY = (8, 0)
-"""bf16 tensor cores and asynchronous copies."""
+LEAST_SHARED_MEMORY = 227 * 1024
+"""Bytes per block of an H100, whose tiles the kernels have; later data-centre GPUs have as many."""
 
 
 def unsupported(model: Pi05) -> str | None:
     """Why a model cannot run in these kernels where it is; None when it can."""
     if model.device.type != "cuda":
         return f"device {model.device.type}, the kernels are for CUDA"
-    if (capability := torch.cuda.get_device_capability(model.device)) < LEAST_CAPABILITY:
-        name = torch.cuda.get_device_name(model.device)
-        return f"{name} (SM {capability[0]}.{capability[1]}), the kernels need SM 8.0"
+    gpu = torch.cuda.get_device_properties(model.device)
+    found = int(getattr(gpu, "shared_memory_per_block_optin", 0))  # AMD's have no such figure
+    if found < LEAST_SHARED_MEMORY:
+        needed = LEAST_SHARED_MEMORY // 1024
+        return f"{gpu.name}, {found // 1024} KiB of shared memory, the kernels need {needed}"
     if model.dtype != torch.bfloat16:
         return f"{str(model.dtype).removeprefix('torch.')}, the kernels are for bf16"
     if find_spec("triton") is None:
@@ -63,7 +65,7 @@ class FusedRunner(GraphRunner):
         self, stage: Callable[..., Result], fixed: tuple[Hashable, ...], *inputs: object
     ) -> Result:
         """Replay the stage, or capture it first; see `Runner.run`."""
-        fused = self._fused.get(stage)
+        fused: Callable[..., Result] | None = self._fused.get(stage)
         if fused is None:
             return super().run(stage, fixed, *inputs)
         if fixed[0] is not self._model:

@@ -155,7 +155,11 @@ class FusedFlow:
         splits = max(tiles.o.splits, tiles.down.splits)
         rows = config.heads * horizon
         own_cache = tuple(x.new_empty(2, k.shape[2] + horizon, config.head_dim) for k, _ in cache)
-        prefix = [own[i, : k.shape[2]] for own, (k, _) in zip(own_cache, cache) for i in (0, 1)]
+        prefix = [
+            own[i, : k.shape[2]]
+            for own, (k, _) in zip(own_cache, cache, strict=True)
+            for i in (0, 1)
+        ]
         torch._foreach_copy_(prefix, [t[0, 0] for pair in cache for t in pair])  # few kernels
         parts = max(self._parts(len(own[0])) for own in own_cache)
         return _Buffers(
@@ -176,7 +180,7 @@ class FusedFlow:
         )
 
     def _rows(self, horizon: int) -> int:
-        return min(MOST_ROWS, max(16, triton.next_power_of_2(horizon)))
+        return min(MOST_ROWS, max(16, int(triton.next_power_of_2(horizon))))
 
     def _attention(
         self, own: _Buffers, layer: ExpertLayer, step: StepModulation, index: int, prompt: Prompt

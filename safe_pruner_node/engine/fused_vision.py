@@ -10,34 +10,18 @@ d channels per head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from safe_pruner_node.engine.kernels.attention import AttentionTiles, attention
+from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.packed_weights import stack
-from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
-
-
-@dataclass(frozen=True)
-class VisionTuning:
-    """How the work is cut up; the results are the same but for rounding.
-
-    Attributes:
-        attention: Tiles of the attention.
-        out_terms: GEMMs that share an output projection, at most.
-        fc2_terms: GEMMs that share the second half of an MLP, at most.
-    """
-
-    attention: AttentionTiles = field(default_factory=AttentionTiles)
-    out_terms: int = 1
-    fc2_terms: int = 1
 
 
 class FusedVision:
@@ -47,15 +31,13 @@ class FusedVision:
 
     Args:
         model: The policy, with its weights where they stay.
-        tuning: How the work is cut up.
     """
 
-    def __init__(self, model: Pi05, tuning: VisionTuning | None = None) -> None:
+    def __init__(self, model: Pi05) -> None:
         root = model.get_submodule("paligemma_with_expert.paligemma.model")
         tower = cast("SiglipVision", root.get_submodule("vision_tower.vision_model"))
         self._config = model.config.vision
         self._dtype = model.dtype
-        self._tuning = tuning or VisionTuning()
         self._patches = _affine(tower.embeddings.patch_embedding)
         self._position = tower.embeddings.position_embedding.weight.data
         layers = cast("nn.ModuleList", tower.encoder["layers"])
@@ -76,19 +58,17 @@ class FusedVision:
         return z.to(self._dtype)
 
     def _layer(self, residual: Residual, layer: _Layer) -> Residual:
-        config, tuning = self._config, self._tuning
+        config = self._config
         x, y = layer_norm(residual, layer.norm1.weight, layer.norm1.bias)  # [N, D] each
         qkv = torch.addmm(layer.qkv.bias, y, layer.qkv.weight.T)  # [N, 3D]
         heads = qkv.view(-1, config.tokens, 3, config.heads, 1, config.width // config.heads)
         q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
         k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
-        attended = attention(q, k, v, tuning.attention).view(x.shape)  # [N, D]
-        terms = split_linear(attended, layer.out.weight, tuning.out_terms)  # [S, N, D]
-        residual = Residual(x, terms, layer.out.bias)
+        attended = attention(q, k, v).view(x.shape)  # [N, D]
+        residual = Residual(x, (attended @ layer.out.weight.T)[None], layer.out.bias)
         x, y = layer_norm(residual, layer.norm2.weight, layer.norm2.bias)  # [N, D] each
         hidden = _linear_gelu(y, layer.fc1)  # [N, F]
-        terms = split_linear(hidden, layer.fc2.weight, tuning.fc2_terms)  # [S, N, D]
-        return Residual(x, terms, layer.fc2.bias)
+        return Residual(x, (hidden @ layer.fc2.weight.T)[None], layer.fc2.bias)
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,8 @@ def kernels(timed):
         torch.cuda.synchronize()
     rows = sorted(seen.key_averages(), key=lambda e: -e.device_time_total)[:12]
     for e in rows:
-        print(
-            f"    {e.device_time_total / 3e3:7.3f} ms {e.count // 3:5d} x {e.device_time_total / e.count:6.2f} us  {e.key[:70]}"
-        )
+        ms, us = e.device_time_total / 3e3, e.device_time_total / e.count
+        print(f"    {ms:7.3f} ms {e.count // 3:5d} x {us:6.2f} us  {e.key[:70]}")
 
 
 CHOICES = {
@@ -315,7 +314,7 @@ def tune(model, seconds=240.0, pruned=False):
         nonlocal best, least
         try:
             ms = Timed(model, tiles, **with_steps).ms()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - too large in one way or another: the next
             print(f"    failed: {str(error)[:80]!r}", flush=True)
             return
         better = ms < least * 0.998

@@ -8,8 +8,6 @@ Shapes: N rows, D width, F hidden channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -19,29 +17,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 BLOCK = 2048
 """Hidden channels per program of the element-wise kernel."""
 
+ROWS, COLUMNS, DEPTH = 128, 256, 64
+"""Of the GEMM: rows and weight rows (gate and up together) per tile, input channels per step."""
 
-@dataclass(frozen=True)
-class GluTiles:
-    """How the GEMM with the fused epilogue is cut up.
-
-    Attributes:
-        rows: Rows per tile.
-        columns: Weight rows per tile, gate and up together.
-        depth: Input channels per step.
-        stages: Steps in flight.
-        warps: Warps per program.
-        group: Tiles of rows that share a run of weight tiles, so that these stay in the L2.
-        persistent: One program per multiprocessor, which loads its next tile's first operands
-            while it finishes one; else one program per tile.
-    """
-
-    rows: int = 128
-    columns: int = 256
-    depth: int = 64
-    stages: int = 3
-    warps: int = 8
-    group: int = 8
-    persistent: bool = True
+GROUP = 8
+"""Tiles of rows that share a run of weight tiles, so that these stay in the L2."""
 
 
 def gelu_mul(projected: Tensor) -> Tensor:
@@ -53,36 +33,36 @@ def gelu_mul(projected: Tensor) -> Tensor:
     return hidden
 
 
-def glu_linear(x: Tensor, weight: Tensor, tiles: GluTiles) -> Tensor:
+def glu_linear(x: Tensor, weight: Tensor) -> Tensor:
     """gelu(gate) * up of x in one GEMM.
+
+    One program per multiprocessor: it loads its next tile's first operands while it finishes one.
 
     Args:
         x: Rows, contiguous, [N, D].
         weight: Gate and up alternating, contiguous, [2F, D]; D and F are multiples of 8.
-        tiles: How to cut it up.
 
     Returns:
         [N, F].
     """
     rows, columns = len(x), len(weight)
     hidden = x.new_empty(rows, columns // 2)  # [N, F]
-    programs = triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns)
-    if tiles.persistent:
-        programs = min(programs, _multiprocessors(x.device))
+    tiles = triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS)
+    programs = min(tiles, _multiprocessors(x.device))
     _glu_linear[(programs,)](
-        TensorDescriptor.from_tensor(x, [tiles.rows, tiles.depth]),
-        TensorDescriptor.from_tensor(weight, [tiles.columns, tiles.depth]),
-        TensorDescriptor.from_tensor(hidden, [tiles.rows, tiles.columns // 2]),
+        TensorDescriptor.from_tensor(x, [ROWS, DEPTH]),
+        TensorDescriptor.from_tensor(weight, [COLUMNS, DEPTH]),
+        TensorDescriptor.from_tensor(hidden, [ROWS, COLUMNS // 2]),
         rows,
         columns,
         programs,
         WIDTH=x.shape[1],
-        ROWS=tiles.rows,
-        COLUMNS=tiles.columns,
-        DEPTH=tiles.depth,
-        GROUP=tiles.group,
-        num_stages=tiles.stages,
-        num_warps=tiles.warps,
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        DEPTH=DEPTH,
+        GROUP=GROUP,
+        num_stages=3,
+        num_warps=8,
     )
     return hidden
 

@@ -13,35 +13,19 @@ key/value head, d head_dim.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class AttentionTiles:
-    """How the attention is cut up.
-
-    Attributes:
-        rows: Query rows per program.
-        keys: Keys per step.
-        stages: Steps in flight.
-        warps: Warps per program.
-    """
-
-    rows: int = 64
-    keys: int = 64
-    stages: int = 2
-    warps: int = 4
+ROWS, KEYS = 64, 64
+"""Query rows per program, and keys per step."""
 
 
 def attention(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    tiles: AttentionTiles,
     valid_text: Tensor | None = None,
     n_text: int = 0,
 ) -> Tensor:
@@ -51,7 +35,6 @@ def attention(
         query: [B, N, g, r, d].
         keys: [B, g, M, d].
         values: [B, g, M, d].
-        tiles: How to cut it up.
         valid_text: How many of the last `n_text` keys are attended, [] int64, on the device;
             None: all.
         n_text: Keys that may be padding at their end; only with `valid_text`.
@@ -65,7 +48,7 @@ def attention(
     # A head_dim that is no power of two is cut in two: 72 as 64 + 16 is cheaper than as 128.
     major = max(16, 1 << (dim.bit_length() - 1))
     minor = max(16, triton.next_power_of_2(dim - major)) if dim > major else 0
-    _attention[(triton.cdiv(tokens * shared, tiles.rows), batch * kv_heads)](
+    _attention[(triton.cdiv(tokens * shared, ROWS), batch * kv_heads)](
         query,
         keys,
         values,
@@ -91,10 +74,10 @@ def attention(
         MINOR=minor,
         SCALE=math.log2(math.e) / math.sqrt(dim),  # exp2 is the hardware's exponential
         MASKED=valid_text is not None,
-        ROWS=tiles.rows,
-        KEYS=tiles.keys,
-        num_stages=tiles.stages,
-        num_warps=tiles.warps,
+        ROWS=ROWS,
+        KEYS=KEYS,
+        num_stages=2,
+        num_warps=4,
     )
     return out
 

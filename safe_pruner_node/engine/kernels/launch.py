@@ -1,8 +1,8 @@
 """Programmatic dependent launch: a kernel may begin while the one before it is still ending.
 
 A kernel that was launched so first does what needs no input (it asks for its weights to come into
-the L2 cache), then waits until the kernel before it has written everything, and tells the next one to
-begin. Needs an SM 9.0 GPU; with ``PDL`` false all of it is nothing.
+the L2 cache), then waits until the kernel before it has written everything, and tells the next one
+to begin. Needs an SM 9.0 GPU; with ``PDL`` false all of it is nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def prefetch_weights(
     PITCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Ask for w[first_row : first_row + ROWS, column : column + SPAN] of bf16 rows of PITCH elements.
+    """Ask for w[first_row:, column:], ROWS by SPAN, of bf16 rows of PITCH elements.
 
     One request per thread and 512 bytes: more threads than requests would only repeat them.
     """
