@@ -1,0 +1,18 @@
+"""One policy step: an observation in, an action chunk and a report out.
+
+Begin at `base` (the interface), then `policy` (from images and words, to actions in the policy's
+units), `session` (one query on tensors: the stages in order, the pruner between them), `stages`.
+
+====================  ============================================================================
+built from            `settings`, `build`; around a live model of openpi or LeRobot: `wrap`
+around a query        `prompt` (padding to buckets), `timing`, `report`, `warm_up`
+what a stage does     `stages`, and behind it `prefix` (the language model), `flow` (the action
+                      expert), `attention`: plain PyTorch, the meaning of everything below
+how a stage is run    `runner` (as it is written), `graphs` (captured once, replayed from then on),
+                      `compiled` (captured after torch.compile), `fused` (captured with our kernels)
+stages in kernels     `fused_vision`, `fused_prefix`, `fused_flow`: order and buffers; they call
+                      cuBLAS and `kernels/`
+weights for them      `packed_weights` (the one way to lay matrices side by side), `expert_weights`,
+                      `split_linear`
+====================  ============================================================================
+"""
