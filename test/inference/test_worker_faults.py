@@ -291,7 +291,8 @@ def test_an_owner_that_raises_does_not_end_supervision(launch, observe):
 
 
 _PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of tests in the background it is ignored
 sys.path.insert(0, {tests!r})
 import worker_fakes
 from conftest import observe
