@@ -17,7 +17,7 @@ from torch import Tensor
 
 from safe_pruner_node.engine.attention import attend, key_bias
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.pi05.model import KeyValue, Pi05, Rope, flow_schedule
+from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05, Rope, flow_schedule
 from safe_pruner_node.pruning.padding import valid_keys
 from safe_pruner_node.pruning.saliency import visual_saliency
 
@@ -170,7 +170,7 @@ class ActionFlow:
         x, cond = self._model.embed_actions(self._noise), self._schedule.conditions[0]
         queries = []
         for layer in range(len(cache)):
-            x, query = self._layer(layer, x, cond, buffers[layer])
+            x, query = expert_layer(self._blocks[layer], x, self._rope, cond, buffers[layer])
             queries.append(query)
         suffix = tuple((b.k[:, :, -self._horizon :], b.v[:, :, -self._horizon :]) for b in buffers)
         return FlowProbe(x, tuple(queries), suffix, buffers[-1].k)
@@ -201,7 +201,7 @@ class ActionFlow:
                     for layer, query in enumerate(probed.queries):
                         deep.see(step, layer, query, buffers[layer])
             for layer in range(start, len(self._blocks)):
-                x, query = self._layer(layer, x, cond, buffers[layer])
+                x, query = expert_layer(self._blocks[layer], x, self._rope, cond, buffers[layer])
                 if deep is not None:
                     deep.see(step, layer, query, buffers[layer])
             x_t = x_t + self._schedule.dt * self._model.velocity(x, cond)
@@ -226,12 +226,16 @@ class ActionFlow:
         valid = valid_keys(n + self._horizon, n - slots, slots, n_text)
         return valid, key_bias(valid, dtype)
 
-    def _layer(
-        self, layer: int, x: Tensor, cond: Tensor, keys: AttendedKeys
-    ) -> tuple[Tensor, Tensor]:
-        """One expert layer: hidden states [1, H, D] and the queries [1, h, H, d] it used."""
-        block = self._blocks[layer]
-        query, own_k, own_v, gate = block.qkv(x, self._rope, cond)
-        keys.k[:, :, -self._horizon :] = own_k
-        keys.v[:, :, -self._horizon :] = own_v
-        return block.finish(x, attend(block, query, keys.k, keys.v, keys.bias), gate, cond), query
+
+def expert_layer(
+    block: GemmaLayer, x: Tensor, rope: Rope, cond: Tensor, keys: AttendedKeys
+) -> tuple[Tensor, Tensor]:
+    """One expert layer on x [1, H, D]: hidden states [1, H, D] and its queries [1, h, H, d].
+
+    The suffix's own keys and values are written behind the prefix in `keys`.
+    """
+    horizon = x.shape[1]
+    query, own_k, own_v, gate = block.qkv(x, rope, cond)
+    keys.k[:, :, -horizon:] = own_k
+    keys.v[:, :, -horizon:] = own_v
+    return block.finish(x, attend(block, query, keys.k, keys.v, keys.bias), gate, cond), query

@@ -82,7 +82,7 @@ def prefill_early(
     *full, boundary = model.vlm.blocks()[:layer]
     cache: list[KeyValue] = []
     for block in full:
-        x, kv = _layer(block, x, rope, bias)
+        x, kv = vlm_layer(block, x, rope, bias)
         cache.append(kv)
     normed, _ = boundary.input_layernorm(x)
     cache.append(boundary.keys_values(normed, rope))
@@ -133,7 +133,7 @@ def _finish(
     whole = list(cache)
     *middle, last = blocks
     for block in middle:
-        x, kv = _layer(block, x, rope, bias)
+        x, kv = vlm_layer(block, x, rope, bias)
         whole.append(kv)
     # Nobody reads the last layer's output: keys and values are all that is needed of it.
     normed, _ = last.input_layernorm(x)
@@ -141,7 +141,7 @@ def _finish(
     return whole
 
 
-def _layer(
+def vlm_layer(
     block: GemmaLayer, x: Tensor, rope: Rope, bias: Tensor | None
 ) -> tuple[Tensor, KeyValue]:
     """One layer on x [1, N, D] among themselves: x and its keys and values."""

@@ -6,9 +6,12 @@ import pytest
 import torch
 from small_policy import Frames
 
-from safe_pruner_node.engine import stages
+from torch._dynamo.utils import counters
+
+from safe_pruner_node.engine import flow, stages
 from safe_pruner_node.engine.build import choose_runner
 from safe_pruner_node.engine.compiled import CompiledRunner
+from safe_pruner_node.engine.flow import FlowSchedule
 from safe_pruner_node.engine.prompt import Prompt
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -35,14 +38,21 @@ def test_a_compiled_stage_is_the_stage_for_every_prompt_of_its_bucket(model, fra
     assert runner.captures == 1
 
 
-def unsettled(x):
-    return x * 2 if x.sum() > 0 else x  # branches on a value
-
-
 @needs_compiler
-def test_a_stage_that_is_not_one_graph_is_refused():
-    with pytest.raises(Exception, match=r"(?i)data-dependent"):
-        CompiledRunner(torch.device("cpu")).run(unsettled, (), torch.ones(3))
+def test_a_compiled_flow_is_the_flow_and_layers_share_their_code(model, frames):
+    runner, schedule = CompiledRunner(torch.device("cpu")), FlowSchedule(model, 2)
+    with torch.inference_mode():
+        z = stages.see(model, frames.images[0])
+        prompt = Prompt(frames.tokens)
+        cache, noise = stages.read(model, z, prompt), frames.noise[0]
+        arguments = (cache, noise, None, prompt)
+        before = counters["stats"]["unique_graphs"]
+        ours, _ = runner.run(stages.denoise, (model, schedule, len(z), None), *arguments)
+        theirs, _ = stages.denoise(model, schedule, len(z), None, *arguments)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
+    assert counters["stats"]["unique_graphs"] - before == 1  # for every layer and step
+    assert flow.expert_layer.__module__ == flow.__name__  # the plain layer is back
+    assert not hasattr(flow.expert_layer, "_torchdynamo_orig_callable")
 
 
 def test_it_is_chosen_by_name_on_any_device(model):
