@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from small_policy import Frames
-
 from torch._dynamo.utils import counters
+
 
 from safe_pruner_node.engine import flow, stages
 from safe_pruner_node.engine.build import choose_runner
