@@ -7,7 +7,6 @@ import torch
 from small_policy import Frames
 from torch._dynamo.utils import counters
 
-
 from safe_pruner_node.engine import flow, stages
 from safe_pruner_node.engine.build import choose_runner
 from safe_pruner_node.engine.compiled import CompiledRunner
