@@ -77,7 +77,7 @@ class Table:
     Attributes:
         rho: Share of visual tokens dropped.
         split: Whose seeds.
-        tasks: In the file's order.
+        tasks: In alphabetical order.
         rows: In the order of `METHODS`, then what else took part.
         notes: What it was measured on, line by line.
     """
@@ -110,7 +110,7 @@ def make_table(lines: Sequence[Line], rho: float) -> Table:
     lines = [line for line in lines if line["method"] == VANILLA or line["rho"] == rho]
     names = tuple(dict.fromkeys((*METHODS, *(line["method"] for line in lines))))
     of = {name: [line for line in lines if line["method"] == name] for name in names}
-    tasks = tuple(dict.fromkeys(line["task"] for line in lines))
+    tasks = tuple(sorted({line["task"] for line in lines}))
     engine = Counter(line["engine"] for line in lines).most_common(1)[0][0]
     rows = tuple(_row(name, of, tasks, engine) for name in names if of[name])
     return Table(rho, lines[0]["split"], tasks, rows, tuple(_notes(lines, rho, engine)))

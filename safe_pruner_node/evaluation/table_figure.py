@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 
@@ -13,6 +14,9 @@ import matplotlib.pyplot as plt
 
 from safe_pruner_node.evaluation.methods import VANILLA
 from safe_pruner_node.evaluation.table import Row, Table, title
+
+NOTE_COLUMNS = 170
+"""Characters of the note under the title that fit in a line."""
 
 _COLOURS = ("#2471a3", "#ca6f1e", "#1e8449", "#7d3c98", "#b03a2e")
 
@@ -67,7 +71,8 @@ def draw_table(table: Table, path: Path) -> None:
     cost.set_xlim(0, 1.2)
     cost.set_xlabel("prefill FLOPs / vanilla\n(exact, keyframes included)")
     figure.suptitle(
-        f"Success in the twin, rho = {table.rho:g}, {table.split} seeds\n" + table.notes[0],
+        f"Success in the twin, rho = {table.rho:g}, {table.split} seeds\n"
+        + fill(table.notes[0], NOTE_COLUMNS),
         fontsize=9,
     )
     figure.savefig(path, dpi=110)
