@@ -19,9 +19,10 @@ from safe_pruner_node.types import PolicyInput
 ROBOT = load_preset(None, "robot")
 SAFE = replace(ROBOT, gamma=-1.0, camera_floor=4)
 STAGES = {
-    "vanilla": ["preprocess", "tokenize", "vision", "prefill", "denoise", "postprocess"],
+    "vanilla": ["upload", "resize", "tokenize", "vision", "prefill", "denoise", "postprocess"],
     "safe": [
-        "preprocess",
+        "upload",
+        "resize",
         "tokenize",
         "vision",
         "match",
@@ -62,7 +63,7 @@ def test_a_step_is_preprocessing_the_plain_model_and_postprocessing(build, small
     tokens = tokenizer.encode(inputs.prompt, stats.normalize_state(inputs.state))
     noise = np.random.default_rng(5).standard_normal((50, 32))
     plain = checkpoint.model.sample_actions(
-        [to_model_image(image, 112) for image in inputs.images.values()],
+        [to_model_image(torch.from_numpy(image), 112) for image in inputs.images.values()],
         torch.from_numpy(tokens)[None],
         torch.from_numpy(noise).float()[None],
     )
@@ -73,6 +74,17 @@ def test_a_step_is_preprocessing_the_plain_model_and_postprocessing(build, small
         assert actions.dtype == np.float64
         np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-4)
         assert report.text_tokens == len(tokens)
+
+
+def test_images_may_be_read_only_and_views(build):
+    """As raw camera frames and slices are."""
+    inputs, noise = view(), np.random.default_rng(5).standard_normal((50, 32))
+    flipped = {name: image[:, ::-1].copy()[:, ::-1] for name, image in inputs.images.items()}
+    for image in flipped.values():
+        image.flags.writeable = False
+    expected, _ = build().step(inputs, noise)
+    actions, _ = build().step(replace(inputs, images=flipped), noise)
+    np.testing.assert_array_equal(actions, expected)
 
 
 def test_report_of_a_pruned_step(build):

@@ -33,7 +33,8 @@ def tokenizer(nano):
 def chunk(nano, tokenizer, seed, prompt):
     random = np.random.default_rng(seed)
     scene = random.integers(0, 256, (6, 9, 3), np.uint8).repeat(40, 0).repeat(40, 1)
-    images = [to_model_image(np.roll(scene, 50 * i, 1), NANO.vision.image) for i in range(3)]
+    views = [torch.from_numpy(np.roll(scene, 50 * i, 1)) for i in range(3)]
+    images = [to_model_image(view, NANO.vision.image) for view in views]
     state = random.uniform(-1, 1, 16)
     tokens = torch.from_numpy(tokenizer.encode(prompt, state))[None]
     noise = torch.from_numpy(random.normal(size=(1, NANO.horizon, NANO.action_dim))).float()

@@ -18,7 +18,9 @@ def random():
 def test_stored_frames_become_the_very_input_of_inference():
     image = picture()
     stored = torch.from_numpy(fit(image, 56).copy())[None]
-    torch.testing.assert_close(squares(stored, 56), to_model_image(image, 56), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        squares(stored, 56), to_model_image(torch.from_numpy(image), 56), atol=1e-6, rtol=0
+    )
 
 
 def test_none_changes_nothing():
