@@ -20,25 +20,24 @@ _HALF = 1 << (_FRACTION_BITS - 1)
 
 
 def resize_bilinear(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Resize an image as PIL's BILINEAR does: antialiased when it shrinks.
+    """Resize images as PIL's BILINEAR does: antialiased when it shrinks.
 
     Args:
-        pixels: uint8, [h, w, 3].
+        pixels: uint8, [B, h, w, 3].
         height: Rows of the result.
         width: Columns of the result.
 
     Returns:
-        uint8, [height, width, 3].
+        uint8, [B, height, width, 3].
     """
-    return _resize_axis(_resize_axis(pixels, 1, width), 0, height)
+    return _resize_axis(_resize_axis(pixels, 2, width), 1, height)
 
 
 def _resize_axis(pixels: Tensor, axis: int, length: int) -> Tensor:
-    """Resize one axis of [h, w, 3]; taps T under the triangle of each new pixel."""
+    """Resize rows (1) or columns (2) of [B, h, w, 3]; T old pixels may be part of a new one."""
     source, weights = _taps(pixels.shape[axis], length, pixels.device)
-    taps = pixels.index_select(axis, source.flatten())
-    taps = taps.unflatten(axis, source.shape)  # [..., length, T, ...]
-    weights = weights.view(*weights.shape, *[1] * (pixels.ndim - axis - 1))
+    taps = pixels.index_select(axis, source.flatten()).unflatten(axis, source.shape)
+    weights = weights.view(*weights.shape, *[1] * (pixels.ndim - axis - 1))  # [length, T, 1...]
     total = (taps * weights).sum(axis + 1, dtype=torch.int32)
     # Bilinear weights are not negative and add up to one: nothing to clip.
     rounded: Tensor = (total + _HALF) >> _FRACTION_BITS

@@ -156,16 +156,16 @@ def resize_with_pad(image: RgbImage, size: int) -> RgbImage:
 
 
 def resize_with_pad_tensor(pixels: Tensor, size: int) -> Tensor:
-    """`resize_with_pad` of an image [h, w, 3] on any device, [size, size, 3]; see `resample`."""
-    height, width = pixels.shape[:2]
+    """`resize_with_pad` of [B, h, w, 3] on any device, see `resample`: [B, size, size, 3]."""
+    height, width = pixels.shape[1:3]
     if height == width == size:
         return pixels
     new_height, new_width = _fitted(height, width, size)
     top, left = (size - new_height) // 2, (size - new_width) // 2
-    square = pixels.new_zeros(size, size, 3)
-    inside = square[top : top + new_height, left : left + new_width]
+    squares = pixels.new_zeros(len(pixels), size, size, 3)
+    inside = squares[:, top : top + new_height, left : left + new_width]
     inside.copy_(resize_bilinear(pixels, new_height, new_width))
-    return square
+    return squares
 
 
 def resize_with_pad_torch(images: Tensor, size: int) -> Tensor:
@@ -182,32 +182,34 @@ def resize_with_pad_torch(images: Tensor, size: int) -> Tensor:
     return pad(resized, (left, right, top, bottom))
 
 
-def to_model_image(pixels: Tensor, size: int, origin: Origin = "openpi") -> Tensor:
-    """Turn an RGB image into the model's input, on the device where it is.
+def to_model_images(pixels: Tensor, size: int, origin: Origin = "openpi") -> Tensor:
+    """Turn RGB images into the model's input, on the device where they are.
 
     openpi's has the same bits on every device (but see `resample` for tall images); of lerobot's
     the last ones may differ.
 
     Args:
-        pixels: uint8, [h, w, 3].
+        pixels: uint8, [B, h, w, 3].
         size: Pixels per side of the square that the model sees, S.
         origin: Whose resize to use.
 
     Returns:
-        fp32 in [-1, 1], [1, 3, S, S].
+        fp32 in [-1, 1], [B, 3, S, S].
     """
     if origin == "openpi":
-        square = _square(pixels, size)  # [S, S, 3]
-        values = _levels(pixels.device).index_select(0, square.flatten().int())
-        return values.view(square.shape).permute(2, 0, 1)[None]
-    unit = pixels.permute(2, 0, 1)[None].float() / 255.0  # [1, 3, h, w]
+        squares = _squares(pixels, size)  # [B, S, S, 3]
+        values = _levels(pixels.device).index_select(0, squares.flatten().int())
+        return values.view(squares.shape).permute(0, 3, 1, 2)
+    unit = pixels.permute(0, 3, 1, 2).float() / 255.0  # [B, 3, h, w]
     return resize_with_pad_torch(unit, size) * 2.0 - 1.0
 
 
-def _square(pixels: Tensor, size: int) -> Tensor:
-    """`resize_with_pad` where the image is: PIL on a CPU, what equals it elsewhere."""
+def _squares(pixels: Tensor, size: int) -> Tensor:
+    """`resize_with_pad` where the images are: PIL on a CPU, what equals it elsewhere."""
     if pixels.device.type == "cpu":
-        return torch.from_numpy(resize_with_pad(pixels.numpy(), size))
+        return torch.from_numpy(
+            np.stack([resize_with_pad(image, size) for image in pixels.numpy()])
+        )
     return resize_with_pad_tensor(pixels, size)
 
 

@@ -20,7 +20,7 @@ def picture(height, width, seed, *, harsh=False):
 
 
 def on_a_device(image, size):
-    return resize_with_pad_tensor(torch.from_numpy(image), size).numpy()
+    return resize_with_pad_tensor(torch.from_numpy(image)[None], size)[0].numpy()
 
 
 @pytest.mark.parametrize(("height", "width"), CAMERAS)
@@ -56,5 +56,11 @@ def test_each_axis_alone_is_pils(sizes, seed):
     image = picture(height, width, seed)
     for rows, columns in ((height, new_width), (new_height, width)):
         theirs = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-        ours = resize_bilinear(torch.from_numpy(image), rows, columns)
+        ours = resize_bilinear(torch.from_numpy(image)[None], rows, columns)[0]
         np.testing.assert_array_equal(ours.numpy(), np.asarray(theirs))
+
+
+def test_images_of_a_batch_are_resized_each_for_itself():
+    images = np.stack([picture(40, 70, seed) for seed in range(3)])
+    together = resize_with_pad_tensor(torch.from_numpy(images), 56).numpy()
+    np.testing.assert_array_equal(together, [resize_with_pad(image, 56) for image in images])
