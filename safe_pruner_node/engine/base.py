@@ -53,6 +53,11 @@ class Engine(ABC):
             ConfigError: The settings do not fit the model or these cameras.
         """
 
+    @property
+    @abstractmethod
+    def image_side(self) -> int:
+        """Pixels per side of the square that an image is fitted into."""
+
     @abstractmethod
     def describe(self) -> str:
         """Which path runs, in a few words: ``eager cpu float32, 1 thread``."""

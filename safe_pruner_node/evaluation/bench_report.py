@@ -23,7 +23,8 @@ from safe_pruner_node.types import StepReport
 VANILLA, KEYFRAME, PRUNED = "vanilla", "SAFE keyframe", "SAFE pruned"
 
 STAGES = (
-    "preprocess",
+    "upload",
+    "resize",
     "tokenize",
     "vision",
     "prefill",

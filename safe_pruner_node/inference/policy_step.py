@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 _REHEARSAL_PROMPT = "rehearsal"
 
 
+_MARGIN = 2
+"""A camera image keeps this many pixels for each one that the model sees, on the longer side."""
+
+
 class InputError(Exception):
     """The observation is to blame: the next one may well do. One line."""
 
@@ -65,7 +69,12 @@ class PolicyStep:
         self._undistorters = {
             name: Undistorter(calibration)
             for name, calibration in calibrations.items()
-            if calibration is not None
+            if calibration is not None and np.any(calibration.D)
+        }
+        # A calibration is for the whole resolution.
+        self._enough = {
+            camera.name: None if camera.name in self._undistorters else _MARGIN * engine.image_side
+            for camera in robot.cameras
         }
 
     def run(
@@ -151,10 +160,11 @@ class PolicyStep:
         return horizon, action_dim
 
     def _decode(self, observation: Observation) -> dict[str, RgbImage]:
-        """RGB images in the policy's camera order."""
+        """RGB images in the policy's camera order, as large as they have to be."""
         names = [camera.name for camera in self.robot.cameras]
         frames = [observation.frames.get(name) for name in names]
-        return dict(zip(names, self._pool.map(_decode, names, frames), strict=True))
+        enough = [self._enough[name] for name in names]
+        return dict(zip(names, self._pool.map(_decode, names, frames, enough), strict=True))
 
     def _undistort(self, images: Mapping[str, RgbImage]) -> dict[str, RgbImage]:
         return {
@@ -176,11 +186,11 @@ class _StageTimes:
         self.ms[name] = (time.perf_counter() - start_s) * 1e3
 
 
-def _decode(camera: str, frame: CameraFrame | None) -> RgbImage:
+def _decode(camera: str, frame: CameraFrame | None, enough: int | None) -> RgbImage:
     if frame is None:
         raise InputError(f"camera {camera}: no frame in the observation")
     try:
-        return image_to_rgb(frame)
+        return image_to_rgb(frame, enough=enough)
     except ConfigError as error:
         raise InputError(f"camera {camera}: {error}") from error
 

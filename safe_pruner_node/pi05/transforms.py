@@ -7,6 +7,7 @@ and `resize_with_pad_torch`. A checkpoint gets the treatment it was trained with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from safe_pruner_node.pi05.resample import resize_bilinear
 from safe_pruner_node.types import FloatArray, RgbImage
 
 Origin: TypeAlias = Literal["openpi", "lerobot"]
@@ -153,6 +155,19 @@ def resize_with_pad(image: RgbImage, size: int) -> RgbImage:
     return square
 
 
+def resize_with_pad_tensor(pixels: Tensor, size: int) -> Tensor:
+    """`resize_with_pad` of [B, h, w, 3] on any device, see `resample`: [B, size, size, 3]."""
+    height, width = pixels.shape[1:3]
+    if height == width == size:
+        return pixels
+    new_height, new_width = _fitted(height, width, size)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    squares = pixels.new_zeros(len(pixels), size, size, 3)
+    inside = squares[:, top : top + new_height, left : left + new_width]
+    inside.copy_(resize_bilinear(pixels, new_height, new_width))
+    return squares
+
+
 def resize_with_pad_torch(images: Tensor, size: int) -> Tensor:
     """Fit images [B, 3, h, w] in [0, 1] into black squares, as lerobot does: no antialiasing."""
     height, width = images.shape[-2:]
@@ -167,13 +182,44 @@ def resize_with_pad_torch(images: Tensor, size: int) -> Tensor:
     return pad(resized, (left, right, top, bottom))
 
 
-def to_model_image(image: RgbImage, size: int, origin: Origin = "openpi") -> Tensor:
-    """Turn an RGB image [h, w, 3] into the model's input [1, 3, size, size], fp32 in [-1, 1]."""
+def to_model_images(pixels: Tensor, size: int, origin: Origin = "openpi") -> Tensor:
+    """Turn RGB images into the model's input, on the device where they are.
+
+    openpi's has the same bits on every device (but see `resample` for tall images); of lerobot's
+    the last ones may differ.
+
+    Args:
+        pixels: uint8, [B, h, w, 3].
+        size: Pixels per side of the square that the model sees, S.
+        origin: Whose resize to use.
+
+    Returns:
+        fp32 in [-1, 1], [B, 3, S, S].
+    """
     if origin == "openpi":
-        pixels = torch.from_numpy(np.array(resize_with_pad(image, size)))  # [S, S, 3], own memory
-        return pixels.float().permute(2, 0, 1)[None] / 255.0 * 2.0 - 1.0
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255.0
-    return resize_with_pad_torch(pixels, size) * 2.0 - 1.0
+        squares = _squares(pixels, size)  # [B, S, S, 3]
+        values = _levels(pixels.device).index_select(0, squares.flatten().int())
+        return values.view(squares.shape).permute(0, 3, 1, 2)
+    unit = pixels.permute(0, 3, 1, 2).float() / 255.0  # [B, 3, h, w]
+    return resize_with_pad_torch(unit, size) * 2.0 - 1.0
+
+
+def _squares(pixels: Tensor, size: int) -> Tensor:
+    """`resize_with_pad` where the images are: PIL on a CPU, what equals it elsewhere."""
+    if pixels.device.type == "cpu":
+        return torch.from_numpy(
+            np.stack([resize_with_pad(image, size) for image in pixels.numpy()])
+        )
+    return resize_with_pad_tensor(pixels, size)
+
+
+@lru_cache(maxsize=4)
+def _levels(device: torch.device) -> Tensor:
+    """What the model gets for each of the 256 grey levels, fp32.
+
+    A table, because a GPU divides by a constant as it multiplies by its reciprocal: other bits.
+    """
+    return (torch.arange(256.0) / 255.0 * 2.0 - 1.0).to(device)
 
 
 def _fitted(height: int, width: int, size: int) -> tuple[int, int]:

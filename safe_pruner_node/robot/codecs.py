@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.config import PartConfig
@@ -123,12 +125,21 @@ def frame_from_message(msg: Any, received_ns: int, source: str = "image") -> Cam
     return CameraFrame(data, encoding, 0, 0, 0, stamp_ns, received_ns)
 
 
-def image_to_rgb(frame: CameraFrame, source: str = "image") -> RgbImage:
+def image_to_rgb(
+    frame: CameraFrame, source: str = "image", *, enough: int | None = None
+) -> RgbImage:
     """Decodes a frame.
+
+    A JPEG at half its size is the mean over 2x2 pixels, nearly, and takes half the time. What it
+    changes is less than what JPEG itself did: fitted into 224x224, a 1280x720 view of the twin at
+    quality 90 moves by 0.13 grey levels in the mean (0.21 with camera noise of 4 levels), against
+    0.33 (0.41) between the whole JPEG and the image before compression.
 
     Args:
         frame: Compressed or raw.
         source: What errors call the frame, such as its camera.
+        enough: A longer side, pixels, that is enough: a JPEG whose half has it is decoded at half
+            its size. None: always all of it.
 
     Returns:
         [height, width, 3], RGB.
@@ -137,7 +148,7 @@ def image_to_rgb(frame: CameraFrame, source: str = "image") -> RgbImage:
         MessageError: Unknown encoding, truncated payload, or bytes that do not decode.
     """
     if frame.encoding in _FILE_END:
-        return _decode_compressed(frame, source)
+        return _decode_compressed(frame, source, enough)
     if frame.encoding not in _CHANNELS:
         expected = f"one of {', '.join([*_FILE_END, *_CHANNELS])}"
         raise MessageError(source, "encoding", repr(frame.encoding), expected)
@@ -158,14 +169,26 @@ def image_to_rgb(frame: CameraFrame, source: str = "image") -> RgbImage:
     return np.asarray(cv2.cvtColor(pixels, _TO_RGB[frame.encoding]), dtype=np.uint8)
 
 
-def _decode_compressed(frame: CameraFrame, source: str) -> RgbImage:
+def _decode_compressed(frame: CameraFrame, source: str, enough: int | None) -> RgbImage:
     bgr = None
     # Some cameras pad the payload with zeros.
     if frame.data.rstrip(b"\0").endswith(_FILE_END[frame.encoding]):
         payload = np.frombuffer(frame.data, np.uint8)
+        half = frame.encoding == "jpeg" and enough is not None and _half_is_enough(frame, enough)
+        size = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
         # An EXIF rotation would change the resolution: pixels as the sensor has them.
-        bgr = cv2.imdecode(payload, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(payload, size | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         found = f"{len(frame.data)} bytes that do not decode"
         raise MessageError(source, "data", found, f"a whole {frame.encoding} file")
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def _half_is_enough(frame: CameraFrame, enough: int) -> bool:
+    """What the header says of the size; the robot file may say what the driver does not do."""
+    try:
+        width, height = Image.open(BytesIO(frame.data)).size  # reads the header only
+    except OSError:
+        return False
+    # Half an odd side would be rounded, and with it the aspect.
+    return max(width, height) >= 2 * enough and width % 2 == height % 2 == 0

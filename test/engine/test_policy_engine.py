@@ -12,16 +12,17 @@ from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import load_checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
-from safe_pruner_node.pi05.transforms import to_model_image
+from safe_pruner_node.pi05.transforms import resize_with_pad, to_model_images
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
 from safe_pruner_node.types import PolicyInput
 
 ROBOT = load_preset(None, "robot")
 SAFE = replace(ROBOT, gamma=-1.0, camera_floor=4)
 STAGES = {
-    "vanilla": ["preprocess", "tokenize", "vision", "prefill", "denoise", "postprocess"],
+    "vanilla": ["upload", "resize", "tokenize", "vision", "prefill", "denoise", "postprocess"],
     "safe": [
-        "preprocess",
+        "upload",
+        "resize",
         "tokenize",
         "vision",
         "match",
@@ -62,7 +63,7 @@ def test_a_step_is_preprocessing_the_plain_model_and_postprocessing(build, small
     tokens = tokenizer.encode(inputs.prompt, stats.normalize_state(inputs.state))
     noise = np.random.default_rng(5).standard_normal((50, 32))
     plain = checkpoint.model.sample_actions(
-        [to_model_image(image, 112) for image in inputs.images.values()],
+        [to_model_images(torch.from_numpy(i)[None], 112) for i in inputs.images.values()],
         torch.from_numpy(tokens)[None],
         torch.from_numpy(noise).float()[None],
     )
@@ -73,6 +74,29 @@ def test_a_step_is_preprocessing_the_plain_model_and_postprocessing(build, small
         assert actions.dtype == np.float64
         np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-4)
         assert report.text_tokens == len(tokens)
+
+
+def test_images_may_be_read_only_and_views(build):
+    """As raw camera frames and slices are."""
+    inputs, noise = view(), np.random.default_rng(5).standard_normal((50, 32))
+    flipped = {name: image[:, ::-1].copy()[:, ::-1] for name, image in inputs.images.items()}
+    for image in flipped.values():
+        image.flags.writeable = False
+    expected, _ = build().step(inputs, noise)
+    actions, _ = build().step(replace(inputs, images=flipped), noise)
+    np.testing.assert_array_equal(actions, expected)
+
+
+def test_cameras_of_any_sizes_keep_their_places(build):
+    """Those of a size go to the device together; the prefix has them in the order they came."""
+    random, shapes = np.random.default_rng(1), ((90, 160), (45, 80), (90, 160), (90, 160))
+    images = {str(i): random.integers(0, 256, (*s, 3), np.uint8) for i, s in enumerate(shapes)}
+    engine, noise = build(load_preset(None, "vanilla")), np.zeros((50, 32))
+    small = {name: resize_with_pad(image, 112) for name, image in images.items()}
+    actions, report = engine.step(replace(view(), images=images), noise)
+    expected, _ = engine.step(replace(view(), images=small), noise)
+    np.testing.assert_array_equal(actions, expected)
+    assert list(report.visual_tokens) == list(images)
 
 
 def test_report_of_a_pruned_step(build):

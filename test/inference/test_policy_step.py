@@ -13,6 +13,7 @@ import yaml
 
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.inference.overlay import draw_overlay
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
 from safe_pruner_node.robot.calibration import Undistorter
 from safe_pruner_node.robot.codecs import image_to_rgb
@@ -75,7 +76,25 @@ def test_images_come_decoded_in_the_policys_order(engine, robot, observe):
     )
     assert tuple(engine.seen.images) == robot.policy.camera_order
     for name, image in engine.seen.images.items():
-        np.testing.assert_array_equal(image, image_to_rgb(observation.frames[name]))
+        expected = image_to_rgb(observation.frames[name], enough=2 * worker_fakes.IMAGE_SIDE)
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_only_large_images_are_decoded_at_half_their_size(engine, robot, observe):
+    """1280x720 has five pixels for each that the model sees, 640x360 not three."""
+    observation = observe()
+    PolicyStep(engine, robot).run(observation, 0, want_overlay=False)
+    shapes = [image.shape for image in engine.seen.images.values()]
+    assert shapes == [(360, 640, 3)] * 3
+    raw = [image_to_rgb(frame).shape[:2] for frame in observation.frames.values()]
+    assert raw == [(720, 1280), (360, 640), (360, 640)]
+
+
+def test_overlay_is_the_same_on_half_the_image():
+    """The kept patches lie where they lay."""
+    kept = np.arange(0, 256, 3)
+    whole, half = (np.full((height, 2 * height, 3), 200, np.uint8) for height in (1000, 500))
+    np.testing.assert_array_equal(draw_overlay(whole, kept, 256), draw_overlay(half, kept, 256))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.types import Flops, StepReport
 
 TOKENS = 256
+IMAGE_SIDE = 224
 KEPT = np.arange(0, TOKENS, 4)
 
 
@@ -64,6 +65,10 @@ class FakeEngine(Engine):
     def set_pruner(self, settings):
         settings.check_depth(10)
         self.pruner = settings
+
+    @property
+    def image_side(self):
+        return IMAGE_SIDE
 
     def describe(self):
         return "fake"

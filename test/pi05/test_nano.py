@@ -10,7 +10,7 @@ from safe_pruner_node.pi05.checkpoint import WEIGHTS, load_checkpoint
 from safe_pruner_node.pi05.config import NANO
 from safe_pruner_node.pi05.nano import ARM_SPAN, build_nano
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer, find_tokenizer
-from safe_pruner_node.pi05.transforms import to_model_image
+from safe_pruner_node.pi05.transforms import to_model_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +33,8 @@ def tokenizer(nano):
 def chunk(nano, tokenizer, seed, prompt):
     random = np.random.default_rng(seed)
     scene = random.integers(0, 256, (6, 9, 3), np.uint8).repeat(40, 0).repeat(40, 1)
-    images = [to_model_image(np.roll(scene, 50 * i, 1), NANO.vision.image) for i in range(3)]
+    views = torch.from_numpy(np.stack([np.roll(scene, 50 * i, 1) for i in range(3)]))
+    images = to_model_images(views, NANO.vision.image).split(1)
     state = random.uniform(-1, 1, 16)
     tokens = torch.from_numpy(tokenizer.encode(prompt, state))[None]
     noise = torch.from_numpy(random.normal(size=(1, NANO.horizon, NANO.action_dim))).float()

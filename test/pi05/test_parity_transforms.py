@@ -14,7 +14,7 @@ from safe_pruner_node.pi05.transforms import (
     pad_to_dim,
     resize_with_pad,
     resize_with_pad_torch,
-    to_model_image,
+    to_model_images,
 )
 
 PROMPTS = (
@@ -57,7 +57,7 @@ def test_pre_and_post_processing_equal_openpis(openpi, norm_stats, tokenizer_fil
         image = inputs[f"image_{i}"]
         np.testing.assert_array_equal(pad_to_dim(state, 32), theirs[f"state_{i}"])
         np.testing.assert_array_equal(resize_with_pad(image, 224), theirs[f"resized_{i}"])
-        pixels = to_model_image(image, 224).numpy()
+        pixels = to_model_images(torch.from_numpy(image)[None], 224).numpy()
         np.testing.assert_array_equal(pixels, theirs[f"pixels_{i}"])
         tokens = tokenizer.encode(prompt, state)
         np.testing.assert_array_equal(tokens, theirs[f"tokens_{i}"])
@@ -88,5 +88,6 @@ def check_resize_without_antialiasing(inputs, theirs):
         ours = resize_with_pad_torch(pixels, 224) * 2.0 - 1.0
         expected = theirs[f"torch_pixels_{i}"].reshape(224, 224, 3).transpose(2, 0, 1)[None]
         np.testing.assert_allclose(ours.numpy(), expected, atol=1e-6)
-        model_image = to_model_image(inputs[f"image_{i}"], 224, "lerobot").numpy()
+        image = torch.from_numpy(inputs[f"image_{i}"])[None]
+        model_image = to_model_images(image, 224, "lerobot").numpy()
         np.testing.assert_array_equal(model_image, ours.numpy())

@@ -13,6 +13,7 @@ from safe_pruner_node.pi05.transforms import (
     pad_to_dim,
     resize_with_pad,
     resize_with_pad_torch,
+    to_model_images,
     unnormalize_mean_std,
     unnormalize_quantile,
 )
@@ -104,3 +105,9 @@ def test_resize_with_pad_centres(height, width):
 def test_exact_size_is_untouched(value):
     image = np.full((224, 224, 3), value, np.uint8)
     assert resize_with_pad(image, 224) is image
+
+
+def test_every_grey_level_has_the_bits_of_openpis_arithmetic():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    expected = levels.float().permute(0, 3, 1, 2) / 255.0 * 2.0 - 1.0
+    assert torch.equal(to_model_images(levels, 16), expected)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.robot.codecs import (
@@ -185,6 +186,54 @@ def test_jpeg_padded_with_zeros_still_decodes():
     message = compressed_image(picture(), ".jpg", "jpeg")
     message.data += b"\0" * 16
     assert decode(message).shape == (6, 5, 3)
+
+
+def smooth(height, width):
+    """A view as a camera has them: shapes and a little noise."""
+    generator = np.random.default_rng(1)
+    shapes = cv2.resize(generator.uniform(0, 255, (9, 16, 3)), (width, height))
+    return np.clip(shapes + generator.normal(0, 3, shapes.shape), 0, 255).astype(np.uint8)
+
+
+def at_least(message, enough):
+    return image_to_rgb(frame_from_message(message, 1), enough=enough)
+
+
+def test_half_a_jpeg_is_the_mean_of_its_pixels():
+    message = compressed_image(smooth(96, 160), ".jpg", "jpeg")
+    half = at_least(message, 80)
+    means = decode(message).reshape(48, 2, 80, 2, 3).mean((1, 3))
+    assert half.shape == (48, 80, 3)
+    shifted = np.roll(means, 1, 1)
+    assert np.abs(half - means).mean() < 0.3 * np.abs(half - shifted).mean()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "extension", "enough"),
+    [(96, 160, ".jpg", 81), (95, 160, ".jpg", 40), (96, 159, ".jpg", 40), (96, 160, ".png", 40)],
+    ids=["too small", "odd height", "odd width", "png"],
+)
+def test_decoded_whole_where_half_will_not_do(height, width, extension, enough):
+    message = compressed_image(smooth(height, width), extension, extension[1:])
+    np.testing.assert_array_equal(at_least(message, enough), decode(message))
+
+
+def test_half_a_jpeg_changes_less_than_jpeg_itself():
+    original = smooth(720, 1280)
+    payload = cv2.imencode(".jpg", original[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 90))[1]
+    message = changed(compressed_image(original, ".jpg", "jpeg"), data=payload.tobytes())
+    before, whole, half = (
+        np.asarray(Image.fromarray(image).resize((224, 126), Image.Resampling.BILINEAR), int)
+        for image in (original, decode(message), at_least(message, 448))
+    )
+    assert half is not whole
+    assert 0.0 < np.abs(half - whole).mean() < np.abs(whole - before).mean()
+
+
+def test_what_only_looks_like_a_jpeg_is_one_line():
+    message = changed(compressed_image(picture(), ".jpg", "jpeg"), data=b"not\xff\xd9")
+    with pytest.raises(MessageError, match="do not decode"):
+        at_least(message, 40)
 
 
 def cut(message, length):

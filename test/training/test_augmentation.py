@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from safe_pruner_node.demonstrations.images import fit
-from safe_pruner_node.pi05.transforms import to_model_image
+from safe_pruner_node.pi05.transforms import to_model_images
 from safe_pruner_node.training.augmentation import augmented, squares
 
 
@@ -18,7 +18,9 @@ def random():
 def test_stored_frames_become_the_very_input_of_inference():
     image = picture()
     stored = torch.from_numpy(fit(image, 56).copy())[None]
-    torch.testing.assert_close(squares(stored, 56), to_model_image(image, 56), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        squares(stored, 56), to_model_images(torch.from_numpy(image)[None], 56), atol=1e-6, rtol=0
+    )
 
 
 def test_none_changes_nothing():

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from safe_pruner_node.engine.settings import EngineSettings
+from safe_pruner_node.evaluation import bench_report
 from safe_pruner_node.evaluation.bench import MovingScene
 from safe_pruner_node.evaluation.bench_gpu import methods
 from safe_pruner_node.evaluation.bench_gpu.gpu_timing import percentiles
@@ -51,6 +52,8 @@ SCENES = 8
 THREADS = 3
 """Images decoded at the same time."""
 JPEG_QUALITY = 90
+MODEL_STAGES = ("vision", *bench_report.PREFILL, "denoise")
+"""Stages of the step itself, as the section ``latency`` times it; the others are the way there."""
 PATIENCE_S = 300.0
 VOCABULARY = 1024
 """Of the tokenizer made for the random policy; every bin of the state is one piece of it."""
@@ -172,18 +175,23 @@ def _run(bench: Bench, worker: _Worker, observations: list[Observation]) -> list
 
 def _summary(results: list[WorkerResult]) -> dict[str, Any]:
     """Percentiles of the whole way and of every stage of it."""
-    stages = results[-1].report.stage_ms
+    last = results[-1].report
+    stage_ms = {
+        name: np.array([r.report.stage_ms.get(name, 0.0) for r in results])
+        for name in last.stage_ms
+    }
+    round_trip_ms = np.array([r.round_trip_ms for r in results])
+    step_ms = np.sum([ms for name, ms in stage_ms.items() if name in MODEL_STAGES], axis=0)
     return {
         "steps": len(results),
         "keyframes": sum(r.report.keyframe for r in results),
-        "text_tokens": results[-1].report.text_tokens,
-        "kept_tokens": sum(results[-1].report.kept_tokens.values()),
-        "round_trip_ms": percentiles(np.array([r.round_trip_ms for r in results])),
+        "text_tokens": last.text_tokens,
+        "kept_tokens": sum(last.kept_tokens.values()),
+        "round_trip_ms": percentiles(round_trip_ms),
         "worker_ms": percentiles(np.array([r.worker_ms for r in results])),
-        "stage_ms": {
-            name: percentiles(np.array([r.report.stage_ms.get(name, 0.0) for r in results]))
-            for name in stages
-        },
+        "step_ms": percentiles(step_ms),
+        "beside_step_ms": percentiles(round_trip_ms - step_ms),
+        "stage_ms": {name: percentiles(ms) for name, ms in stage_ms.items()},
     }
 
 

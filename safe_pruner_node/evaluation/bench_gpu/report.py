@@ -196,14 +196,17 @@ def _end_to_end(run: Findings) -> Iterator[Grid]:
         rows = result.data["rows"]
         names = list(dict.fromkeys(name for row in rows for name in row["stage_ms"]))
         cells = [(name, *(_stage_cell(row, name) for row in rows)) for name in names]
+        cells.append(("step: vision to denoise", *(_pair(row["step_ms"]) for row in rows)))
         cells.append(("in the worker", *(_pair(row["worker_ms"]) for row in rows)))
         cells.append(("camera bytes to chunk", *(_pair(row["round_trip_ms"]) for row in rows)))
+        cells.append(("of it beside the step", *(_pair(row["beside_step_ms"]) for row in rows)))
         start = result.data["start"]
         parts = ", ".join(f"{part['after_s']:.1f} s {part['text']}" for part in start["parts"])
         note = (
             f"The node's own worker process ({start['engine']}), ready {start['ready_s']:.1f} s "
             f"after its spawn ({parts}). JPEG of 1280x720 and twice 640x360 through shared memory, "
-            "decoding, undistortion, resizing, tokens, step, robot units, the chunk back. "
+            "decoding (at half size where that is enough), undistortion, upload, resizing, tokens, "
+            "step, robot units, the chunk back. "
             "Milliseconds, p50 / p99."
         )
         header = ("stage", *(row["mode"] for row in rows))
