@@ -31,7 +31,7 @@ def unsupported(model: Pi05) -> str | None:
         return f"{str(model.dtype).removeprefix('torch.')}, the kernels are for bf16"
     if find_spec("triton") is None:
         return "no Triton, which the kernels are written in"
-    return unfit(model.config.expert)
+    return unfit(model.config)
 
 
 class FusedRunner(GraphRunner):

@@ -42,7 +42,6 @@ from safe_pruner_node.pi05.model import KeyValue, Pi05
 
 MOST_ROWS = 64
 """Suffix rows per program of a product: the least a Hopper tensor core works on at once."""
-SALIENCY_ROWS, SALIENCY_KEYS = 16, 64
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class FusedFlow:
         self._model = model
         self._config = model.config.expert
         self._layers = pack_expert(model)
-        self._tiles = (tiles or FlowTiles()).fitted(self._config)
+        self._tiles = (tiles or FlowTiles()).fitted(model.config)
         device = model.device
         self._dependent = (
             self._tiles.dependent
@@ -127,7 +126,7 @@ class FusedFlow:
                 if deep is not None and shares is not None:
                     place = _place(deep, number, len(steps), index)
                     if place is not None:
-                        self._watch(own, index, prompt, deep, shares[place])
+                        self._watch(own, index, deep, shares[place])
                 self._mlp(own, layer, step, index)
             following = steps[min(number + 1, len(steps) - 1)]  # after the last: nobody reads it
             self._advance(own, actions, step, following, schedule.dt)
@@ -364,34 +363,29 @@ class FusedFlow:
 
     def _shares(self, deep: DeepSettings, own: _Buffers, n_steps: int) -> Tensor:
         """Room for every watched step, layer and block of rows."""
-        rows = self._config.heads * len(own.x)
         watched = n_steps if deep.steps == "mean" else 1
-        blocks = triton.cdiv(rows, SALIENCY_ROWS)
+        blocks = triton.cdiv(own.parts.shape[1], self._tiles.attention.rows)
         return own.lse.new_empty(watched, len(deep.layers), blocks, deep.n_visual)
 
-    def _watch(
-        self, own: _Buffers, index: int, prompt: Prompt, deep: DeepSettings, shares: Tensor
-    ) -> None:
+    def _watch(self, own: _Buffers, index: int, deep: DeepSettings, shares: Tensor) -> None:
         """Write the saliency of this layer, [row blocks, N_vis], into `shares`."""
-        config, horizon = self._config, len(own.x)
-        rows = config.heads * horizon
-        suffix_saliency_kernel[(triton.cdiv(rows, SALIENCY_ROWS),)](
-            own.queries,
-            own.cache[index],
-            prompt.tokens if prompt.n_valid is None else prompt.n_valid,
+        head_dim, tiles, rows = self._config.head_dim, self._tiles.attention, own.parts.shape[1]
+        keys = own.cache[index][0]
+        parts = self._parts(len(keys))
+        visual = deep.n_visual // tiles.keys
+        suffix_saliency_kernel[(len(shares), visual)](
+            TensorDescriptor.from_tensor(own.queries.flatten(0, 1), [tiles.rows, head_dim]),
+            TensorDescriptor.from_tensor(keys, [tiles.keys, head_dim]),
+            own.lse,
             shares,
             rows,
             deep.n_visual,
-            own.cache[index].shape[1] - horizon,
-            horizon,
-            prompt.slots,
-            config.head_dim**-0.5 / math.log(2.0),
-            OVER_ALL=deep.over == "all",
-            MASKED=prompt.n_valid is not None,
-            HEAD_DIM=config.head_dim,
-            BLOCK_M=SALIENCY_ROWS,
-            BLOCK_N=SALIENCY_KEYS,
-            num_warps=4,
+            parts if deep.over == "all" else visual,
+            head_dim**-0.5 / math.log(2.0),
+            BLOCK_M=tiles.rows,
+            BLOCK_N=tiles.keys,
+            BLOCK_P=triton.next_power_of_2(parts),
+            num_warps=tiles.warps,
             **self._launch(),
         )
 

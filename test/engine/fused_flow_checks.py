@@ -28,6 +28,7 @@ from safe_pruner_node.pi05.model import Pi05
 
 SMALL = replace(
     TINY,
+    vision=replace(TINY.vision, image=56),  # 16 tokens
     expert=replace(TINY.expert, width=64, mlp=128, depth=2, heads=2, kv_heads=1, head_dim=32),
     vlm=replace(TINY.vlm, depth=2, heads=2, kv_heads=1, head_dim=32),
     flow_steps=2,
@@ -83,7 +84,7 @@ def expert_of_pi05():
     """π0.5's expert at full size, beside a language model that is only there for its depth."""
     return replace(
         PI05,
-        vision=TINY.vision,
+        vision=replace(TINY.vision, image=PI05.vision.image),
         vlm=replace(PI05.vlm, width=64, mlp=64),
         vocab_size=64,
     )

@@ -23,7 +23,7 @@ from safe_pruner_node.engine.flow import DeepSettings, FlowSchedule
 from safe_pruner_node.engine.fused_flow import FusedFlow
 from safe_pruner_node.engine.prompt import Prompt
 
-N_VISUAL, SLOTS = 20, 8
+N_VISUAL, SLOTS = 32, 8
 
 
 @pytest.mark.parametrize("n_text", [8, 3])

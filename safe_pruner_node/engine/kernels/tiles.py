@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from safe_pruner_node.pi05.config import GemmaConfig
+from safe_pruner_node.pi05.config import Pi05Config
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,20 @@ class FlowTiles:
     dependent: bool = True
     prefetch: bool = True
 
-    def fitted(self, expert: GemmaConfig) -> FlowTiles:
-        """The same, with blocks made smaller where they do not divide the expert's sizes."""
-        qkv, gate_up = self.qkv, self.gate_up
+    def fitted(self, config: Pi05Config) -> FlowTiles:
+        """The same, with blocks made smaller where they do not divide the model's sizes."""
+        expert, qkv, gate_up = config.expert, self.qkv, self.gate_up
         return replace(
             self,
             qkv=replace(
                 qkv,
                 columns=_divisor(expert.head_dim // 2, qkv.columns),
                 depth=_divisor(expert.width, qkv.depth),
+            ),
+            attention=replace(
+                self.attention,
+                # A block of keys has visual tokens alone or none: saliency is a matter of blocks.
+                keys=_divisor(config.vision.tokens, self.attention.keys),
             ),
             gate_up=replace(
                 gate_up,
@@ -106,13 +111,18 @@ LEAST = 16
 """Columns and depth that a tensor core's product has at least."""
 
 
-def unfit(expert: GemmaConfig) -> str | None:
-    """Why no tiles fit an expert; None when some do."""
+def unfit(config: Pi05Config) -> str | None:
+    """Why no tiles fit a model; None when some do."""
+    expert = config.expert
     if expert.kv_heads != 1:
         return f"{expert.kv_heads} key/value heads, the kernels are for 1"
     if expert.head_dim & (expert.head_dim - 1) or expert.head_dim < 2 * LEAST:
         return f"head_dim {expert.head_dim}, not a power of two of at least {2 * LEAST}"
-    for name, size in (("width", expert.width), ("mlp", expert.mlp)):
+    for name, size in (
+        ("width", expert.width),
+        ("mlp", expert.mlp),
+        ("tokens per camera", config.vision.tokens),
+    ):
         if size % LEAST:
             return f"{name} {size}, not a multiple of {LEAST}"
     return None
