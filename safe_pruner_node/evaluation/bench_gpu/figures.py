@@ -26,6 +26,8 @@ COLOURS = {
     "between stages": "0.75",
 }
 PRUNED = pruned_name(0.75)
+OFF_SCALE = 5.0
+"""Times the best path's step beyond which a path is named and not drawn."""
 NO_GAIN = 0.02
 """Where pruning further gains less than this share of the fastest, it stops paying."""
 
@@ -47,12 +49,23 @@ def draw(run: Findings, folder: Path) -> list[Path]:
 
 
 def _waterfall(run: Findings, path: Path) -> None:
-    """Stages one after the other for every path, full above pruned, and what is possible."""
+    """Stages one after the other for every path, full above pruned, and what is possible.
+
+    A path that takes many times as long as the best would leave the others no room: it is named.
+    """
     bars: list[tuple[str, Mapping[str, float]]] = []
+    off_scale: list[str] = []
     for mode in (FULL, PRUNED):
         rows = {of_path: run.row(of_path, mode) for of_path in run.latency}
         measured = {of_path: row for of_path, row in rows.items() if row is not None}
-        slowest_first = sorted(measured.items(), key=lambda item: -item[1]["device_ms"]["p50"])
+        limit = OFF_SCALE * min((_device_ms(row) for row in measured.values()), default=0.0)
+        off_scale += [
+            f"{mode}, {of_path}: {_device_ms(row):.0f} ms"
+            for of_path, row in measured.items()
+            if _device_ms(row) > limit
+        ]
+        measured = {path: row for path, row in measured.items() if _device_ms(row) <= limit}
+        slowest_first = sorted(measured.items(), key=lambda item: -_device_ms(item[1]))
         bars += [(f"{mode}\n{of_path}", _stages(row)) for of_path, row in slowest_first]
         ceilings = run.ceilings
         if ceilings is not None and measured:
@@ -69,8 +82,15 @@ def _waterfall(run: Findings, path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, list(COLOURS), ncols=5, fontsize=8, loc="outside lower center")
-    axes.set_title(f"One step, 3 cameras, horizon 50 · {run.about['device']}", fontsize=10)
+    title = f"One step, 3 cameras, horizon 50 · {run.about['device']}"
+    if off_scale:
+        title += "\nnot drawn: " + "; ".join(off_scale)
+    axes.set_title(title, fontsize=10)
     save_small(figure, path)
+
+
+def _device_ms(row: Row) -> float:
+    return float(row["device_ms"]["p50"])
 
 
 def _stages(row: Row) -> dict[str, float]:
@@ -109,8 +129,9 @@ def _curves(run: Findings, rows: Sequence[Row], path: Path) -> None:
     main = [row for row in rows if row["layer"] == layers[0]]
     end = stops_paying(main)
     over_rho.axvline(end, color="0.5", lw=1, ls=":")
-    label = f" from ρ = {end:g}: within {100 * NO_GAIN:g} % of the fastest"
-    over_rho.text(end, 0.02, label, fontsize=7, transform=over_rho.get_xaxis_transform())
+    label = f"from ρ = {end:g}: within {100 * NO_GAIN:g} % of the fastest "
+    at = over_rho.get_xaxis_transform()
+    over_rho.text(end, 0.3, label, fontsize=7, ha="right", transform=at)
     for axes in (over_rho, over_flops):
         if full is not None:
             axes.axhline(full["wall_ms"]["p50"], color="black", lw=1, label="full step")
