@@ -10,8 +10,8 @@ what a stage does     `stages`, and behind it `prefix` (the language model), `fl
                       expert), `attention`: plain PyTorch, the meaning of everything below
 how a stage is run    `runner` (as it is written), `graphs` (captured once, replayed from then on),
                       `compiled` (captured after torch.compile), `fused` (captured with our kernels)
-stages in kernels     `fused_vision`, `fused_prefix`, `fused_flow`: order and buffers; they call
-                      cuBLAS and `kernels/`
+stages in kernels     `fused_vision`, `fused_prefix`, `fused_flow` (in `flow_buffers`): they call
+                      cuBLAS and `kernels/` in order
 weights for them      `packed_weights` (the one way to lay matrices side by side), `expert_weights`,
                       `split_linear`
 ====================  ============================================================================

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
@@ -27,6 +25,7 @@ from safe_pruner_node.engine.expert_weights import (
     step_modulation,
 )
 from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
+from safe_pruner_node.engine.flow_buffers import FlowBuffers
 from safe_pruner_node.engine.kernels.flow_step import flow_step_kernel
 from safe_pruner_node.engine.kernels.gated_residual import gated_residual_kernel
 from safe_pruner_node.engine.kernels.launch import PIECE
@@ -39,46 +38,6 @@ from safe_pruner_node.engine.kernels.suffix_saliency import suffix_saliency_kern
 from safe_pruner_node.engine.kernels.tiles import FlowTiles, SplitTiles
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.pi05.model import KeyValue, Pi05
-
-MOST_ROWS = 64
-"""Suffix rows per program of a product: the least a Hopper tensor core works on at once."""
-
-
-@dataclass(frozen=True)
-class _Buffers:
-    """What one call computes in; every layer writes over the last one's, but for keys and values.
-
-    Attributes:
-        x: Hidden states, [H, D].
-        scaled: The same, times 1 + scale of the next norm, [H, D].
-        squares_o: Sums of squares of x after attention, one per column block, [H, n] fp32.
-        squares_down: Likewise after the MLP.
-        queries: [h, H, d].
-        cache: Keys and values of every layer, prefix and then suffix, [2, N + H, d].
-        parts: Attention over each block of keys, [P, R, d].
-        lse: Log of the softmax's sum over each block, [P, R] fp32.
-        attended: Attention's output, [H, h * d].
-        hidden: The MLP's inside, [H, M].
-        scratch: Parts of split products, fp32.
-        counts: Arrivals at each output tile, int32, zero between kernels.
-        cos: Rotary table, [H, d].
-        sin: Rotary table, [H, d].
-    """
-
-    x: Tensor
-    scaled: Tensor
-    squares_o: Tensor
-    squares_down: Tensor
-    queries: Tensor
-    cache: tuple[Tensor, ...]
-    parts: Tensor
-    lse: Tensor
-    attended: Tensor
-    hidden: Tensor
-    scratch: Tensor
-    counts: Tensor
-    cos: Tensor
-    sin: Tensor
 
 
 class FusedFlow:
@@ -115,9 +74,7 @@ class FusedFlow:
         """Integrate the flow; arguments and results are those of `stages.denoise`."""
         steps = self._modulation(schedule)
         actions = noise[0].float().clone()  # [H, A]
-        text = prompt.slots if prompt.n_valid is None else prompt.n_valid
-        positions = torch.arange(noise.shape[1], device=noise.device) + n_visual + text
-        own = self._buffers(noise, positions, cache)
+        own = FlowBuffers.of(self._model, self._tiles, noise, n_visual, prompt, cache)
         shares = None if deep is None else self._shares(deep, own, len(steps))
         self._advance(own, actions, None, steps[0], schedule.dt)
         for number, step in enumerate(steps):
@@ -142,52 +99,13 @@ class FusedFlow:
             )
         return self._modulations[schedule]
 
-    def _buffers(self, noise: Tensor, positions: Tensor, cache: Sequence[KeyValue]) -> _Buffers:
-        config, tiles, model = self._config, self._tiles, self._model
-        horizon = noise.shape[1]
-        x = noise.new_empty(horizon, config.width, dtype=model.dtype)
-        single = partial(x.new_empty, dtype=torch.float32)
-        cos, sin = (table[0] for table in model.rope(positions[None]))  # [H, d] each
-        block = self._rows(horizon)
-        padded = math.ceil(horizon / block) * block
-        n_tiles = padded // block * max(config.width // t.columns for t in (tiles.o, tiles.down))
-        splits = max(tiles.o.splits, tiles.down.splits)
-        rows = config.heads * horizon
-        own_cache = tuple(x.new_empty(2, k.shape[2] + horizon, config.head_dim) for k, _ in cache)
-        prefix = [
-            own[i, : k.shape[2]]
-            for own, (k, _) in zip(own_cache, cache, strict=True)
-            for i in (0, 1)
-        ]
-        torch._foreach_copy_(prefix, [t[0, 0] for pair in cache for t in pair])  # few kernels
-        parts = max(self._parts(len(own[0])) for own in own_cache)
-        return _Buffers(
-            x=x,
-            scaled=torch.empty_like(x),
-            squares_o=single(horizon, config.width // tiles.o.columns),
-            squares_down=single(horizon, config.width // tiles.down.columns),
-            queries=x.new_empty(config.heads, horizon, config.head_dim),
-            cache=own_cache,
-            parts=x.new_empty(parts, rows, config.head_dim),
-            lse=single(parts, rows),
-            attended=x.new_empty(horizon, config.heads * config.head_dim),
-            hidden=x.new_empty(horizon, config.mlp),
-            scratch=single(splits * padded * config.width),
-            counts=torch.zeros(n_tiles, dtype=torch.int32, device=x.device),
-            cos=cos,
-            sin=sin,
-        )
-
-    def _rows(self, horizon: int) -> int:
-        return min(MOST_ROWS, max(16, int(triton.next_power_of_2(horizon))))
-
     def _attention(
-        self, own: _Buffers, layer: ExpertLayer, step: StepModulation, index: int, prompt: Prompt
+        self, own: FlowBuffers, layer: ExpertLayer, step: StepModulation, index: int, prompt: Prompt
     ) -> None:
         config, tiles = self._config, self._tiles.qkv
         horizon, (keys, values) = len(own.x), own.cache[index]
         prefix = len(keys) - horizon
-        block, modulation = self._rows(horizon), step.attention[index]
+        block, modulation = own.row_block, step.attention[index]
         pairs = (config.heads + 2) * config.head_dim // 2
         query_key_value_kernel[(pairs // tiles.columns, triton.cdiv(horizon, block))](
             TensorDescriptor.from_tensor(own.scaled, [block, tiles.depth]),
@@ -212,7 +130,11 @@ class FusedFlow:
             num_stages=tiles.stages,
             **self._launch(config.width),
         )
-        attention, rows, parts = self._tiles.attention, own.parts.shape[1], self._parts(len(keys))
+        attention, rows, parts = (
+            self._tiles.attention,
+            own.parts.shape[1],
+            self._tiles.attention.parts(len(keys)),
+        )
         key_block = [attention.keys, config.head_dim]
         suffix_attention_kernel[(triton.cdiv(rows, attention.rows), parts)](
             TensorDescriptor.from_tensor(
@@ -253,10 +175,10 @@ class FusedFlow:
             own, own.attended, layer.o, modulation.gate, next_scale, own.squares_o, self._tiles.o
         )
 
-    def _mlp(self, own: _Buffers, layer: ExpertLayer, step: StepModulation, index: int) -> None:
+    def _mlp(self, own: FlowBuffers, layer: ExpertLayer, step: StepModulation, index: int) -> None:
         config, tiles = self._config, self._tiles.gate_up
         horizon = len(own.x)
-        block, modulation = self._rows(horizon), step.mlp[index]
+        block, modulation = own.row_block, step.mlp[index]
         gate_up_kernel[(config.mlp // tiles.columns, triton.cdiv(horizon, block))](
             TensorDescriptor.from_tensor(own.scaled, [block, tiles.depth]),
             own.squares_o,
@@ -289,7 +211,7 @@ class FusedFlow:
 
     def _project(
         self,
-        own: _Buffers,
+        own: FlowBuffers,
         a: Tensor,
         weight: Tensor,
         gate: Tensor,
@@ -298,7 +220,7 @@ class FusedFlow:
         tiles: SplitTiles,
     ) -> None:
         horizon, (width, depth) = len(own.x), weight.shape
-        block = self._rows(horizon)
+        block = own.row_block
         grid = (width // tiles.columns, tiles.splits, triton.cdiv(horizon, block))
         gated_residual_kernel[grid](
             TensorDescriptor.from_tensor(a, [block, tiles.depth]),
@@ -325,7 +247,7 @@ class FusedFlow:
 
     def _advance(
         self,
-        own: _Buffers,
+        own: FlowBuffers,
         actions: Tensor,
         step: StepModulation | None,
         following: StepModulation,
@@ -358,20 +280,17 @@ class FusedFlow:
             **self._launch(),
         )
 
-    def _parts(self, n_keys: int) -> int:
-        return int(triton.cdiv(n_keys, self._tiles.attention.keys))
-
-    def _shares(self, deep: DeepSettings, own: _Buffers, n_steps: int) -> Tensor:
+    def _shares(self, deep: DeepSettings, own: FlowBuffers, n_steps: int) -> Tensor:
         """Room for every watched step, layer and block of rows."""
         watched = n_steps if deep.steps == "mean" else 1
         blocks = triton.cdiv(own.parts.shape[1], self._tiles.attention.rows)
         return own.lse.new_empty(watched, len(deep.layers), blocks, deep.n_visual)
 
-    def _watch(self, own: _Buffers, index: int, deep: DeepSettings, shares: Tensor) -> None:
+    def _watch(self, own: FlowBuffers, index: int, deep: DeepSettings, shares: Tensor) -> None:
         """Write the saliency of this layer, [row blocks, N_vis], into `shares`."""
         head_dim, tiles, rows = self._config.head_dim, self._tiles.attention, own.parts.shape[1]
         keys = own.cache[index][0]
-        parts = self._parts(len(keys))
+        parts = tiles.parts(len(keys))
         visual = deep.n_visual // tiles.keys
         suffix_saliency_kernel[(len(shares), visual)](
             TensorDescriptor.from_tensor(own.queries.flatten(0, 1), [tiles.rows, head_dim]),

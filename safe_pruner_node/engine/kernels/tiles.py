@@ -59,6 +59,10 @@ class AttentionTiles:
     warps: int = 4
     joined: int = 4
 
+    def parts(self, n_keys: int) -> int:
+        """Blocks that so many keys make."""
+        return -(-n_keys // self.keys)
+
 
 @dataclass(frozen=True)
 class FlowTiles:
