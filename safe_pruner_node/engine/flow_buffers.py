@@ -1,7 +1,7 @@
 """What one call of the fused flow computes in.
 
-Shapes: H horizon, D expert width, h query heads, d head_dim, M MLP channels, R = h * H rows, N prefix
-keys of a layer, P blocks of keys.
+Shapes: H horizon, D expert width, h query heads, d head_dim, M MLP channels, R = h * H rows, N
+prefix keys of a layer, P blocks of keys.
 """
 
 from __future__ import annotations
