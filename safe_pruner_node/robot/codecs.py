@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -177,7 +178,8 @@ def _decode_compressed(frame: CameraFrame, source: str, enough: int | None) -> R
         half = frame.encoding == "jpeg" and enough is not None and _half_is_enough(frame, enough)
         size = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
         # An EXIF rotation would change the resolution: pixels as the sensor has them.
-        bgr = cv2.imdecode(payload, size | cv2.IMREAD_IGNORE_ORIENTATION)
+        with suppress(cv2.error):  # a header that claims a size that nobody has
+            bgr = cv2.imdecode(payload, size | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         found = f"{len(frame.data)} bytes that do not decode"
         raise MessageError(source, "data", found, f"a whole {frame.encoding} file")
@@ -188,7 +190,7 @@ def _half_is_enough(frame: CameraFrame, enough: int) -> bool:
     """What the header says of the size; the robot file may say what the driver does not do."""
     try:
         width, height = Image.open(BytesIO(frame.data)).size  # reads the header only
-    except OSError:
+    except (OSError, Image.DecompressionBombError):  # the decoder will say what is wrong
         return False
     # Half an odd side would be rounded, and with it the aspect.
     return max(width, height) >= 2 * enough and width % 2 == height % 2 == 0

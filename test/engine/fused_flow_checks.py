@@ -40,6 +40,7 @@ SMALL_TILES = FlowTiles(
     gate_up=PairTiles(16, 32),
     down=SplitTiles(32, 4, 16),
 )
+UNSPLIT_TILES = replace(SMALL_TILES, o=SplitTiles(16, 1, 16), down=SplitTiles(32, 1, 16))
 
 
 def random_expert(config, device="cpu", seed=0):

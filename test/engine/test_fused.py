@@ -25,6 +25,12 @@ POLICY = replace(
     flow_steps=2,
 )
 
+LONG_HEADS = replace(
+    PI05,
+    vlm=replace(PI05.vlm, head_dim=512),
+    expert=replace(PI05.expert, head_dim=512),
+)
+
 
 @pytest.mark.parametrize(
     ("kib", "change", "why"),
@@ -35,6 +41,7 @@ POLICY = replace(
         (227, {"dtype": torch.float32}, "float32"),
         (227, {"device": torch.device("cpu")}, "device cpu"),
         (227, {"config": replace(PI05, expert=replace(PI05.expert, width=1000))}, "width 1000"),
+        (227, {"config": LONG_HEADS}, "head_dim 512"),
     ],
 )
 def test_what_the_kernels_are_for(monkeypatch, kib, change, why):

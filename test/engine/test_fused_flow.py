@@ -13,6 +13,7 @@ import triton_interpreter  # noqa: F401
 from fused_flow_checks import (
     SMALL,
     SMALL_TILES,
+    UNSPLIT_TILES,
     off,
     plain,
     random_cache,
@@ -26,6 +27,7 @@ from safe_pruner_node.engine.prompt import Prompt
 N_VISUAL, SLOTS = 32, 8
 
 
+@pytest.mark.parametrize("tiles", [SMALL_TILES, UNSPLIT_TILES], ids=["split", "unsplit"])
 @pytest.mark.parametrize("n_text", [8, 3])
 @pytest.mark.parametrize(
     "deep",
@@ -35,7 +37,7 @@ N_VISUAL, SLOTS = 32, 8
         DeepSettings((1,), N_VISUAL, "all", "last"),
     ],
 )
-def test_fused_flow_is_the_plain_one(n_text, deep):
+def test_fused_flow_is_the_plain_one(n_text, deep, tiles):
     model = random_expert(SMALL)
     schedule = FlowSchedule(model, 2)
     kept = N_VISUAL if deep else 11
@@ -47,7 +49,7 @@ def test_fused_flow_is_the_plain_one(n_text, deep):
     expected, saliency = plain(model, schedule, N_VISUAL, deep, cache, noise, n_text, SLOTS)
     tokens = torch.zeros(1, SLOTS, dtype=torch.long)
     prompt = Prompt(tokens, None if n_text == SLOTS else torch.tensor(n_text))
-    flow = FusedFlow(model, SMALL_TILES)
+    flow = FusedFlow(model, tiles)
     actions, seen = flow.denoise(schedule, N_VISUAL, deep, cache, noise, None, prompt)
     assert off(actions, expected) < 1e-5
     if deep is not None:

@@ -188,6 +188,17 @@ def test_jpeg_padded_with_zeros_still_decodes():
     assert decode(message).shape == (6, 5, 3)
 
 
+@pytest.mark.parametrize("enough", [None, 80])
+def test_a_header_with_an_impossible_size_is_one_clear_error(enough):
+    message = compressed_image(picture(), ".jpg", "jpeg")
+    data = bytearray(message.data)
+    start = data.index(b"\xff\xc0")  # start of frame: height and width from the sixth byte on
+    data[start + 5 : start + 9] = b"\xff\xdc\xff\xdc"
+    message.data = bytes(data)
+    with pytest.raises(MessageError, match=r"image: data: found .* do not decode"):
+        at_least(message, enough)
+
+
 def smooth(height, width):
     """A view as a camera has them: shapes and a little noise."""
     generator = np.random.default_rng(1)

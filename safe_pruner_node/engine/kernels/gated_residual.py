@@ -73,7 +73,9 @@ def gated_residual_kernel(
     for k in range(split * SPAN, (split + 1) * SPAN, BLOCK_K):
         acc = tl.dot(a.load([first_row, k]), weight.load([first, k]).T, acc, input_precision="ieee")
     if SPLITS == 1:
-        _add_and_prepare(acc, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N)
+        _add_and_prepare(
+            acc, x, x_ptr, scaled_ptr, squares_ptr, gate, scale, rows, columns, n_rows, N
+        )
     else:
         tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

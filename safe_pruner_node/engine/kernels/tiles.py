@@ -114,14 +114,17 @@ class FlowTiles:
 LEAST = 16
 """Columns and depth that a tensor core's product has at least."""
 
+MOST_CHANNELS = 256
+"""Of a head: as long as one row of a tensor descriptor's block may be."""
+
 
 def unfit(config: Pi05Config) -> str | None:
     """Why no tiles fit a model; None when some do."""
     expert = config.expert
     if expert.kv_heads != 1:
         return f"{expert.kv_heads} key/value heads, the kernels are for 1"
-    if expert.head_dim & (expert.head_dim - 1) or expert.head_dim < 2 * LEAST:
-        return f"head_dim {expert.head_dim}, not a power of two of at least {2 * LEAST}"
+    if expert.head_dim & (expert.head_dim - 1) or not 2 * LEAST <= expert.head_dim <= MOST_CHANNELS:
+        return f"head_dim {expert.head_dim}, not a power of two in {2 * LEAST}..{MOST_CHANNELS}"
     for name, size in (
         ("width", expert.width),
         ("mlp", expert.mlp),
