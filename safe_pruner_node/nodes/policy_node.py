@@ -227,6 +227,7 @@ class PolicyNode(LifecycleNode):
                 engine=engine,
                 robot_config=robot.path,
                 prompt=parameters.prompt,
+                threads=min(threads, len(robot.cameras)),  # one per image
                 niceness=parameters.worker_niceness,
             ),
             control_rate_hz=parameters.control_rate_hz or robot.control.rate_hz,

@@ -1,7 +1,8 @@
 """The flow in fused kernels against the plain one, as plain functions: a GPU may have no pytest.
 
-python test/engine/fused_flow_checks.py            compares on CUDA at full size, then times it
-python test/engine/fused_flow_checks.py --tune     searches block sizes
+python test/engine/fused_flow_checks.py            times it on CUDA at full size
+python test/engine/fused_flow_checks.py --check    compares it before
+python test/engine/fused_flow_checks.py --tune     searches block sizes before
 """
 
 import sys
