@@ -52,7 +52,7 @@ class Context:
     Attributes:
         prompt: The task in words, without the state.
         cameras: (name, visual tokens) in prefix order.
-        resolution: (height, width) of each camera's image as it came in.
+        resolution: (height, width) of each camera's image as it was decoded.
         checkpoint: Identity of the weights.
     """
 

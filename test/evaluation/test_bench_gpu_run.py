@@ -198,6 +198,13 @@ def test_wrong_options_are_one_line(change, complaint):
         BenchGpuOptions(**change)
 
 
+def test_a_full_size_policy_on_a_cpu_is_one_line_and_loses_no_results(tmp_path, capfd):
+    (tmp_path / "about.json").write_text("{}")  # of a run on a GPU
+    assert main(["--out", str(tmp_path), "--device", "cpu"]) == 1
+    assert "bench-gpu failed: parameter: device: found a CPU" in capfd.readouterr().out
+    assert (tmp_path / "about.json").exists()
+
+
 BLOCKED = """
 import sys
 

@@ -70,6 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = tyro.cli(BenchGpuOptions, args=arguments)
         device = choose_device(options.device)
+        if options.size == "full" and device.type == "cpu":
+            expected = "a CUDA build of torch and a GPU; to try the command out, --size small"
+            raise ConfigError("parameter", "device", "a CPU for a full-size policy", expected)
         _clear(options.out)
     except ConfigError as error:
         console.print(f"[red]bench-gpu failed:[/red] {error}")
