@@ -69,10 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = make_console()
     try:
         options = tyro.cli(BenchGpuOptions, args=arguments)
-        device = choose_device(options.device)
-        if options.size == "full" and device.type == "cpu":
-            expected = "a CUDA build of torch and a GPU; to try the command out, --size small"
-            raise ConfigError("parameter", "device", "a CPU for a full-size policy", expected)
+        device = _device(options)
         _clear(options.out)
     except ConfigError as error:
         console.print(f"[red]bench-gpu failed:[/red] {error}")
@@ -103,6 +100,14 @@ def write_report(findings: Findings, out: Path, console: Console) -> None:
     (out / "report.md").write_text(markdown(findings), encoding="utf-8")
     files = [out / "report.md", *draw(findings, out)]
     console.print("written: " + ", ".join(map(str, files)), highlight=False)
+
+
+def _device(options: BenchGpuOptions) -> torch.device:
+    device = choose_device(options.device)
+    if options.size == "full" and device.type == "cpu":
+        expected = "a CUDA build of torch and a GPU; to try the command out, --size small"
+        raise ConfigError("parameter", "device", "a CPU for a full-size policy", expected)
+    return device
 
 
 def _clear(out: Path) -> None:
