@@ -44,3 +44,38 @@ class Faulty(EagerRunner):
             return result
         self._calls += 1
         return self._spoil(result, self._calls)
+
+
+def write_peer(folder):
+    """A peer that times something real, as docs/performance.md says."""
+    program = folder / "tiny_peer.py"
+    program.write_text(TINY_PEER)
+    return program
+
+
+TINY_PEER = """
+import argparse, json, pathlib, time
+import torch
+
+parser = argparse.ArgumentParser()
+for name in ("cameras", "prompt-tokens", "horizon", "flow-steps", "steps"):
+    parser.add_argument(f"--{name}", type=int)
+parser.add_argument("--seconds", type=float)
+parser.add_argument("--device")
+parser.add_argument("--out", type=pathlib.Path)
+asked = parser.parse_args()
+
+left = torch.rand(asked.cameras, asked.prompt_tokens)
+right = torch.rand(asked.prompt_tokens, asked.horizon)
+wall_ms = []
+for _ in range(asked.steps):
+    started_s = time.perf_counter()
+    for _ in range(asked.flow_steps):
+        left @ right
+    wall_ms.append((time.perf_counter() - started_s) * 1e3)
+covers = (
+    f"a product of {asked.cameras} x {asked.prompt_tokens} by {asked.horizon}, "
+    f"{asked.flow_steps} times on {asked.device}, {asked.seconds:g} s at most"
+)
+asked.out.write_text(json.dumps({"version": "tiny 1.0", "covers": covers, "wall_ms": wall_ms}))
+"""

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bench_gpu_side import CPU, SMALL, die_in_the_middle, make_bench
+from bench_gpu_side import CPU, SMALL, die_in_the_middle, make_bench, write_peer
 from rich.console import Console
 
 from safe_pruner_node.engine.graphs import GraphRunner
@@ -30,6 +30,8 @@ from safe_pruner_node.evaluation.bench_gpu.section import (
     run_section,
 )
 from safe_pruner_node.evaluation.bench_gpu.tasks import (
+    ALL_SECTIONS,
+    COLD_START_S,
     Run,
     Task,
     best_path,
@@ -75,8 +77,9 @@ def test_latency_rows_are_of_the_steps_they_say(tmp_path):
         assert groups["vision"] + groups["prefill"] + groups["denoise"] <= row["wall_ms"]["p99"]
 
 
-def run_of(out, minutes=5.0, size="small"):
-    return Run(("eager", "graphs"), size, "cpu", out, time.time() + 60 * minutes, quick=True)
+def run_of(out, minutes=5.0, size="small", sections=ALL_SECTIONS):
+    end_s = time.time() + 60 * minutes
+    return Run(("eager", "graphs"), size, "cpu", out, end_s, True, sections, ())
 
 
 def test_a_process_that_dies_is_told_of_and_the_next_one_runs(tmp_path, monkeypatch):
@@ -149,12 +152,38 @@ def test_correctness_comes_first_and_compilation_last(monkeypatch):
         ("eager", "latency"),
         ("compiled", "latency"),
     ]
-    last = last_tasks(paths, [timed("graphs", 20.0), checked("graphs")])
+    last = last_tasks(paths, "graphs")
     assert [(task.path, task.sections[0]) for task in last] == [
         ("graphs", "end_to_end"),
         ("graphs", "shapes"),
         ("compiled", "correctness"),
+        ("graphs", "cold_start"),
     ]
+    assert [task.path for task in last_tasks(paths, None)] == ["compiled"]
+
+
+def test_only_sections_that_are_asked_for_are_run(tmp_path):
+    first = first_tasks(("eager", "graphs"))
+    run = run_of(tmp_path, sections=("ceilings", "latency"))
+    assert [(task.path, task.sections) for task in tasks._asked_for(first, run)] == [
+        ("eager", ("ceilings",)),
+        ("graphs", ("latency",)),
+        ("eager", ("latency",)),
+    ]
+
+
+def test_what_comes_last_is_of_the_best_path_where_that_is_known(tmp_path):
+    for result in (timed("eager", 40.0), timed("graphs", 20.0), checked("graphs", "not finite")):
+        result.write(tmp_path)
+    assert tasks._path_that_matters(run_of(tmp_path)) == "eager"
+    assert tasks._path_that_matters(run_of(tmp_path, sections=("end_to_end",))) == "graphs"
+
+
+def test_a_task_that_needs_more_time_than_is_left_is_skipped(tmp_path):
+    task = Task("eager", ("cold_start",), least_s=COLD_START_S)
+    tasks._run_in_process(task, run_of(tmp_path, minutes=1.0), Console(quiet=True))
+    (result,) = read_results(tmp_path)
+    assert (result.status, result.note) == (SKIPPED, "60 s left of 90")
 
 
 def test_bars_are_judged_by_the_best_path_and_by_nothing_that_was_not_measured():
@@ -191,11 +220,22 @@ def test_pruning_stops_paying_where_the_curve_is_flat():
     [
         ({"minutes": 0.0}, "parameter: minutes: found 0.0, expected above 0"),
         ({"paths": ("auto",)}, "parameter: paths: found auto, expected one of eager"),
+        ({"sections": ("all",)}, "parameter: sections: found all, expected one of ceilings"),
+        ({"sections": ("correctness",)}, "parameter: sections: found correctness, expected refer"),
     ],
 )
 def test_wrong_options_are_one_line(change, complaint):
     with pytest.raises(ConfigError, match=complaint):
         BenchGpuOptions(**change)
+
+
+def test_two_peers_of_one_name_are_refused(tmp_path, capfd):
+    peer = f"--peer theirs={write_peer(tmp_path)}"
+    options = f"--out {tmp_path / 'out'} --device cpu --size small {peer} {peer}"
+    assert main(options.split()) == 1
+    expected = "parameter: peer: found theirs, theirs, expected each name once"
+    assert expected in capfd.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_size_policy_on_a_cpu_is_one_line_and_loses_no_results(tmp_path, capfd):
@@ -221,7 +261,7 @@ ROBOT_ONLY = {"mujoco", "mink", "daqp", "ruckig", "av", "pyarrow", "rclpy"}
 
 @pytest.mark.parametrize(
     ("module", "names"),
-    [("__main__", {*ROBOT_ONLY, "pydantic"}), ("end_to_end", ROBOT_ONLY)],
+    [("__main__", {*ROBOT_ONLY, "pydantic"}), ("cold_start", ROBOT_ONLY)],
 )
 def test_needs_nothing_that_only_a_robot_or_a_simulator_needs(module, names):
     code = BLOCKED.format(names=sorted(names), module=module)
@@ -232,7 +272,8 @@ def test_needs_nothing_that_only_a_robot_or_a_simulator_needs(module, names):
 def test_the_whole_run_on_a_cpu(tmp_path, capfd):
     (tmp_path / "latency-fused.json").write_text("{}")  # of another run
     arguments = f"--out {tmp_path} --device cpu --size small --quick --minutes 6"
-    assert main([*arguments.split(), "--paths", "eager", "graphs"]) == 0
+    peer = f"theirs={write_peer(tmp_path)}"
+    assert main([*arguments.split(), "--paths", "eager", "graphs", "--peer", peer]) == 0
     results = {(r.section, r.path): r for r in read_results(tmp_path)}
     done = {key for key, result in results.items() if result.status == DONE}
     assert {section for section, _ in done} == {
@@ -242,6 +283,8 @@ def test_the_whole_run_on_a_cpu(tmp_path, capfd):
         "end_to_end",
         "shapes",
         "curves",
+        "peer",
+        "cold_start",
     }
     assert {key for key in results if key not in done} == {
         ("correctness", "graphs"),
@@ -254,11 +297,17 @@ def test_the_whole_run_on_a_cpu(tmp_path, capfd):
         assert {"decode", "upload", "resize", "vision", "to_robot"} <= row["stage_ms"].keys()
         assert row["step_ms"]["p50"] < row["worker_ms"]["p50"] < row["round_trip_ms"]["p50"]
         assert row["beside_step_ms"]["p50"] > row["stage_ms"]["decode"]["p50"]
+    cold = results["cold_start", "eager"].data
+    assert cold["start"]["ready_s"] > cold["start"]["parts"][-1]["after_s"] > 0
+    assert cold["checkpoint_in_page_cache"] == 1.0  # it was written a moment before
     text = (tmp_path / "report.md").read_text()
     printed = capfd.readouterr().out
-    for title in ("Bars", "Correctness", "Latency:", "Against the roofline", "End to end"):
+    titles = ("Bars", "Correctness", "Latency:", "Against the roofline", "End to end", "Cold start")
+    for title in titles:
         assert f"## {title}" in text
         assert title in printed
+    assert "| theirs (peer), full |" in text
+    assert "theirs (peer), tiny 1.0: a product of 3 x 120 by 50, 2 times on cpu" in text
     assert "latency on graphs: skipped, parameter: path: found graphs" in text
     assert json.loads((tmp_path / "about.json").read_text())["model"] == "small"
     for name in ("waterfall.png", "rho.png"):

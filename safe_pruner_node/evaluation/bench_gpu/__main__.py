@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -28,10 +28,17 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.bench_gpu.bars import is_right
 from safe_pruner_node.evaluation.bench_gpu.figures import draw
 from safe_pruner_node.evaluation.bench_gpu.findings import Findings
+from safe_pruner_node.evaluation.bench_gpu.peers import Peer, parse_peer
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES
 from safe_pruner_node.evaluation.bench_gpu.report import markdown, print_report
 from safe_pruner_node.evaluation.bench_gpu.section import read_results
-from safe_pruner_node.evaluation.bench_gpu.tasks import ALL_PATHS, Run, make_console, run_tasks
+from safe_pruner_node.evaluation.bench_gpu.tasks import (
+    ALL_PATHS,
+    ALL_SECTIONS,
+    Run,
+    make_console,
+    run_tasks,
+)
 from safe_pruner_node.evaluation.run_record import git_revision
 
 REPORT_S = 15.0
@@ -52,6 +59,12 @@ class BenchGpuOptions:
     """auto takes CUDA where there is one."""
     paths: tuple[str, ...] = ALL_PATHS
     """Paths of the engine; one that cannot run here is left out with a line."""
+    sections: tuple[str, ...] = ALL_SECTIONS
+    """Parts of the run. What comes after the latency is of the fastest path that is right; where
+    correctness and latency are not both asked for, of the first of the paths."""
+    peer: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=FILE: a Python file outside the repository that times another implementation of the
+    policy, as docs/performance.md says; may be repeated."""
     size: Literal["full", "small"] = "full"
     """small is for tests on a CPU."""
 
@@ -62,6 +75,13 @@ class BenchGpuOptions:
             if path not in ALL_PATHS:
                 expected = "one of " + ", ".join(ALL_PATHS)
                 raise ConfigError("parameter", "paths", path, expected)
+        for section in self.sections:
+            if section not in ALL_SECTIONS:
+                expected = "one of " + ", ".join(ALL_SECTIONS)
+                raise ConfigError("parameter", "sections", section, expected)
+        if "correctness" in self.sections and "reference" not in self.sections:
+            expected = "reference as well, which it is compared with"
+            raise ConfigError("parameter", "sections", "correctness", expected)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,12 +90,22 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = tyro.cli(BenchGpuOptions, args=arguments)
         device = _device(options)
+        peers = _peers(options)
         _clear(options.out)
     except ConfigError as error:
         console.print(f"[red]bench-gpu failed:[/red] {error}")
         return 1
     end_s = time.time() + 60 * options.minutes - REPORT_S
-    run = Run(options.paths, options.size, device.type, options.out, end_s, options.quick)
+    run = Run(
+        options.paths,
+        options.size,
+        device.type,
+        options.out,
+        end_s,
+        options.quick,
+        options.sections,
+        peers,
+    )
     interrupted = False
     try:
         run_tasks(run, console)
@@ -110,10 +140,19 @@ def _device(options: BenchGpuOptions) -> torch.device:
     return device
 
 
+def _peers(options: BenchGpuOptions) -> tuple[Peer, ...]:
+    peers = tuple(map(parse_peer, options.peer))
+    names = [peer.name for peer in peers]
+    if len(set(names)) != len(names):
+        raise ConfigError("parameter", "peer", ", ".join(names), "each name once")
+    return peers
+
+
 def _clear(out: Path) -> None:
     """Make the folder, without another run's results: they would look like this one's."""
     out.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*-*.json", "*.partial", "*.npz", "about.json", "report.md", "*.png"):
+    peers = ("peer-*.answer", "peer-*.log")
+    for pattern in ("*-*.json", "*.partial", "*.npz", "about.json", "report.md", "*.png", *peers):
         for file in out.glob(pattern):
             file.unlink()
 

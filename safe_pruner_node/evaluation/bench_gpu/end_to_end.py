@@ -11,6 +11,7 @@ import queue
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from safe_pruner_node.resources import resource
 from safe_pruner_node.robot.config import RobotConfig, load_robot_config
 from safe_pruner_node.types import CameraFrame, Observation
 
+ROBOT = "config/astribot_s1.yaml"
 STEPS = 200
 WARM_UP_STEPS = 10
 RHO = 0.75
@@ -70,33 +72,16 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
         RuntimeError: The worker failed, died, or refused a step.
     """
     config = bench.model.config
-    robot_file = resource("config/astribot_s1.yaml")
+    robot_file = resource(ROBOT)
     robot = load_robot_config(robot_file)
     kinds = {
         methods.pruned_name(RHO): methods.pruned(RHO, config, len(robot.cameras)),
         methods.FULL: methods.full(),
         methods.KEYFRAME: methods.keyframe(config, len(robot.cameras)),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        bench.say("writing the policy as a checkpoint")
-        prompt = _write_checkpoint(bench, Path(folder), robot)
-        observations = _observations(robot, prompt)
-        engine = EngineSettings(
-            Path(folder),
-            device=bench.model.device.type,
-            dtype="bf16",
-            path=bench.runner.path,
-            pruner=kinds[methods.pruned_name(RHO)],
-        )
-        worker_settings = WorkerSettings(
-            engine,
-            robot_file,
-            prompt=prompt,
-            threads=THREADS,
-            hang_timeout_s=PATIENCE_S,  # a first step may compile kernels
-            start_timeout_s=PATIENCE_S,
-        )
-        worker = _Worker(worker_settings)
+    with made_checkpoint(bench, robot_file) as worker_settings:
+        observations = _observations(robot, worker_settings.prompt)
+        worker = Worker(worker_settings)
         free_bytes = _free_bytes(bench)
         try:
             data: dict[str, Any] = {"start": worker.start(), "rows": [], "device_bytes": 0}
@@ -120,7 +105,7 @@ def _free_bytes(bench: Bench) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-class _Worker:
+class Worker:
     """A client whose events can be waited for."""
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -162,7 +147,7 @@ class _Worker:
         return event
 
 
-def _run(bench: Bench, worker: _Worker, observations: list[Observation]) -> list[WorkerResult]:
+def _run(bench: Bench, worker: Worker, observations: list[Observation]) -> list[WorkerResult]:
     results = []
     steps = bench.steps(STEPS)
     for i in range(WARM_UP_STEPS + steps):
@@ -193,6 +178,30 @@ def _summary(results: list[WorkerResult]) -> dict[str, Any]:
         "beside_step_ms": percentiles(round_trip_ms - step_ms),
         "stage_ms": {name: percentiles(ms) for name, ms in stage_ms.items()},
     }
+
+
+@contextmanager
+def made_checkpoint(bench: Bench, robot_file: Path) -> Iterator[WorkerSettings]:
+    """The random policy as a checkpoint while this lasts, and the settings of a worker on it."""
+    config, robot = bench.model.config, load_robot_config(robot_file)
+    with tempfile.TemporaryDirectory() as folder:
+        bench.say("writing the policy as a checkpoint")
+        prompt = _write_checkpoint(bench, Path(folder), robot)
+        engine = EngineSettings(
+            Path(folder),
+            device=bench.model.device.type,
+            dtype="bf16",
+            path=bench.runner.path,
+            pruner=methods.pruned(RHO, config, len(robot.cameras)),
+        )
+        yield WorkerSettings(
+            engine,
+            robot_file,
+            prompt=prompt,
+            threads=THREADS,
+            hang_timeout_s=PATIENCE_S,  # a first step may compile kernels
+            start_timeout_s=PATIENCE_S,
+        )
 
 
 def _write_checkpoint(bench: Bench, folder: Path, robot: RobotConfig) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from safe_pruner_node.evaluation.bench_gpu.ceilings import Ceilings
+from safe_pruner_node.evaluation.bench_gpu.peers import SECTION
 from safe_pruner_node.evaluation.bench_gpu.queries import Shape
 from safe_pruner_node.evaluation.bench_gpu.roofline import Cost, stage_costs
 from safe_pruner_node.evaluation.bench_gpu.section import Result
@@ -44,6 +45,11 @@ class Findings:
         """A row of the base shape; None where it was not measured."""
         rows = self.latency.get(path or "", ())
         return next((row for row in rows if row["mode"] == mode), None)
+
+    @property
+    def peers(self) -> Sequence[Result]:
+        """Programs that were timed beside ours, those that have no figure too."""
+        return [result for result in self.results if result.section == SECTION]
 
     @cached_property
     def best(self) -> str | None:

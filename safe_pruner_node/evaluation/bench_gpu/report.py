@@ -12,6 +12,7 @@ from safe_pruner_node.evaluation.bench_gpu.gpu_timing import DENOISE, PREFILL, P
 from safe_pruner_node.evaluation.bench_gpu.grid import Grid
 from safe_pruner_node.evaluation.bench_gpu.methods import FULL, pruned_name
 from safe_pruner_node.evaluation.bench_gpu.queries import BASE, Shape
+from safe_pruner_node.evaluation.bench_gpu.section import Result
 
 COVERS = (
     "A step runs from tensors on the device to normalised actions on the device, batch 1, random "
@@ -19,14 +20,15 @@ COVERS = (
     "the call until the actions are there, on the host's clock; device: by events on the stream. "
     "Prefill is everything between the projector and the complete key/value cache, the pruner's "
     "matching, saliency and selection included; these alone are the column `pruner`. A keyframe's "
-    "deep saliency is taken while it denoises and counted there. Milliseconds, p50 / p99."
+    "deep saliency is taken while it denoises and counted there. Milliseconds, p50 / p99. / best: "
+    "wall over that of the same step of the fastest right path."
 )
 
 
 def tables(run: Findings) -> list[Grid]:
     """Every table that the results are enough for."""
     grids = [_bars(run), *_correctness(run), *_latency(run), *_achieved(run), *_shapes(run)]
-    return [*grids, *_curves(run), *_end_to_end(run)]
+    return [*grids, *_curves(run), *_end_to_end(run), *_cold_start(run)]
 
 
 def print_report(run: Findings, console: Console) -> None:
@@ -103,12 +105,36 @@ def _correctness_row(path: str, case: Row) -> tuple[str, ...]:
 
 def _latency(run: Findings) -> Iterator[Grid]:
     rows = [
-        (f"{path}, {row['mode']}", *_time_cells(row))
+        (f"{path}, {row['mode']}", *_time_cells(row), _of_best(run, row["mode"], row["wall_ms"]))
         for path, of_path in run.latency.items()
         for row in of_path
     ]
+    rows += [_peer_row(run, peer) for peer in run.peers]
     if rows:
-        yield Grid(f"Latency: {BASE}", ("path, step", *_TIME_HEADER), rows, COVERS)
+        header = ("path, step", *_TIME_HEADER, "/ best")
+        peers = "".join(f" {_peer_note(peer)}" for peer in run.peers)
+        yield Grid(f"Latency: {BASE}", header, rows, COVERS + peers)
+
+
+def _of_best(run: Findings, mode: str, wall_ms: Mapping[str, float]) -> str:
+    """Times the same step of the best path."""
+    best = run.row(run.best, mode)
+    return "" if best is None else f"{wall_ms['p50'] / best['wall_ms']['p50']:.2f}"
+
+
+def _peer_row(run: Findings, peer: Result) -> tuple[str, ...]:
+    name, stages = f"{peer.path} (peer), {FULL}", ("",) * 5
+    if not peer.data:
+        return (name, *stages, peer.status, "", "", "")
+    wall_ms = peer.data["wall_ms"]
+    ratio = _of_best(run, FULL, wall_ms)
+    return (name, *stages, _pair(wall_ms), str(peer.data["steps"]), "", ratio)
+
+
+def _peer_note(peer: Result) -> str:
+    if not peer.data:
+        return f"{peer.path} (peer): {peer.note}."
+    return f"{peer.path} (peer), {peer.data['version']}: {peer.data['covers'].rstrip('.')}."
 
 
 _TIME_HEADER = ("vision", "prefill", "pruner", "denoise", "device", "wall", "steps", "first, s")
@@ -211,3 +237,16 @@ def _end_to_end(run: Findings) -> Iterator[Grid]:
         )
         header = ("stage", *(row["mode"] for row in rows))
         yield Grid(f"End to end: {result.path}", header, cells, note)
+
+
+def _cold_start(run: Findings) -> Iterator[Grid]:
+    for result in run.of("cold_start"):
+        start = result.data["start"]
+        rows = [(part["text"], f"{part['after_s']:.1f}") for part in start["parts"]]
+        rows.append(("ready", f"{start['ready_s']:.1f}"))
+        cached = result.data["checkpoint_in_page_cache"]
+        note = (
+            f"The node's own worker process ({start['engine']}), every compiler's cache an empty "
+            f"folder. {100 * cached:.0f} % of the checkpoint was in the page cache."
+        )
+        yield Grid(f"Cold start: {result.path}", ("from here on", "s after the spawn"), rows, note)

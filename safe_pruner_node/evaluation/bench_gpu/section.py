@@ -55,7 +55,7 @@ class Bench:
 
     def steps(self, usual: int) -> int:
         """Timed steps."""
-        return max(2, usual // 20) if self.quick else usual
+        return fewer_steps(usual) if self.quick else usual
 
     def check_time(self) -> None:
         """Stop here if the time is over.
@@ -103,6 +103,11 @@ def read_results(out: Path) -> list[Result]:
         Result(**json.loads(file.read_text(encoding="utf-8")))
         for file in sorted(out.glob("*-*.json"))
     ]
+
+
+def fewer_steps(usual: int) -> int:
+    """Timed steps of a quick run."""
+    return max(2, usual // 20)
 
 
 def one_line(error: Exception) -> str:

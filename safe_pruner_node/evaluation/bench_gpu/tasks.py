@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.bench_gpu.ceilings import measure_ceilings
 from safe_pruner_node.evaluation.bench_gpu.correctness import correctness, reference
 from safe_pruner_node.evaluation.bench_gpu.latency import curves, latency, shapes
+from safe_pruner_node.evaluation.bench_gpu.peers import PEER_S, SECTION, Peer, run_peer
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES, random_policy
+from safe_pruner_node.evaluation.bench_gpu.queries import BASE
 from safe_pruner_node.evaluation.bench_gpu.section import (
     CUT,
     DONE,
@@ -38,12 +40,24 @@ from safe_pruner_node.evaluation.bench_gpu.section import (
 )
 
 ALL_PATHS = tuple(path for path in PATHS if path != "auto")
+ALL_SECTIONS = (
+    "ceilings",
+    "reference",
+    "correctness",
+    "latency",
+    "end_to_end",
+    "shapes",
+    "curves",
+    "cold_start",
+)
 COMPILED = "compiled"
 """The path whose preparation takes minutes: it comes after the others."""
 LATER = ("eager", COMPILED)
 """Baselines, in this order. What eager is off by, the reference says."""
 COMPILED_SHARE = 0.5
 """Of the time that is left."""
+COLD_START_S = 90.0
+"""Not begun with less than this left of the run: every kernel is compiled in it."""
 GRACE_S = 10.0
 """A process that noticed its deadline ends within this."""
 
@@ -60,11 +74,13 @@ class Task:
         path: ``eager``, ``graphs`` and so on.
         sections: Names, in order.
         share: Part of the time that is left which it may take.
+        least_s: It is skipped where no more than this is left.
     """
 
     path: str
     sections: tuple[str, ...]
     share: float = 1.0
+    least_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,8 @@ class Run:
         out: Folder of the results.
         end_s: `time.time` at which the last section has to stop.
         quick: As in `Bench`.
+        sections: Those asked for.
+        peers: Programs to time beside ours.
     """
 
     paths: tuple[str, ...]
@@ -86,6 +104,8 @@ class Run:
     out: Path
     end_s: float
     quick: bool
+    sections: tuple[str, ...]
+    peers: tuple[Peer, ...]
 
 
 def first_tasks(paths: Sequence[str]) -> list[Task]:
@@ -94,11 +114,7 @@ def first_tasks(paths: Sequence[str]) -> list[Task]:
     Args:
         paths: Those asked for.
     """
-
-    def when(path: str) -> tuple[int, int]:
-        return LATER.index(path) if path in LATER else -1, -PATHS.index(path)
-
-    ordered = sorted(paths, key=when)
+    ordered = fastest_first(paths)
     return [
         Task("eager", ("ceilings", "reference")),
         *(Task(path, ("correctness",)) for path in ordered if path not in LATER),
@@ -109,19 +125,29 @@ def first_tasks(paths: Sequence[str]) -> list[Task]:
     ]
 
 
-def last_tasks(paths: Sequence[str], results: Sequence[Result]) -> list[Task]:
-    """More about the fastest path that is right, and what takes long.
+def fastest_first(paths: Sequence[str]) -> list[str]:
+    """The paths as they are expected to be, the baselines after the others."""
+
+    def when(path: str) -> tuple[int, int]:
+        return LATER.index(path) if path in LATER else -1, -PATHS.index(path)
+
+    return sorted(paths, key=when)
+
+
+def last_tasks(paths: Sequence[str], best: str | None) -> list[Task]:
+    """More about the path that matters, and what takes long.
 
     Args:
         paths: Those asked for.
-        results: Of the first tasks.
+        best: The fastest of them that is right; None where none is.
     """
     tasks = []
-    path = best_path(results)
-    if path is not None:
-        tasks = [Task(path, ("end_to_end",)), Task(path, ("shapes", "curves"))]
+    if best is not None:
+        tasks = [Task(best, ("end_to_end",)), Task(best, ("shapes", "curves"))]
     if COMPILED in paths:
         tasks.append(Task(COMPILED, ("correctness",)))
+    if best is not None:
+        tasks.append(Task(best, ("cold_start",), least_s=COLD_START_S))
     return tasks
 
 
@@ -152,18 +178,52 @@ def run_tasks(run: Run, console: Console) -> None:
         run: What to run.
         console: Where progress goes.
     """
-    for task in first_tasks(run.paths):
+    for task in _asked_for(first_tasks(run.paths), run):
         _run_in_process(task, run, console)
-    for task in last_tasks(run.paths, read_results(run.out)):
+    for peer in run.peers:
+        _run_peer(peer, run, console)
+    for task in _asked_for(last_tasks(run.paths, _path_that_matters(run)), run):
         _run_in_process(task, run, console)
+
+
+def _asked_for(tasks: Sequence[Task], run: Run) -> Iterator[Task]:
+    for task in tasks:
+        sections = tuple(name for name in task.sections if name in run.sections)
+        if sections:
+            yield replace(task, sections=sections)
+
+
+def _path_that_matters(run: Run) -> str | None:
+    """The best one, or, where a run was not asked to find that out, the first."""
+    if {"correctness", "latency"} <= set(run.sections):
+        return best_path(read_results(run.out))
+    return fastest_first(run.paths)[0]
+
+
+def _run_peer(peer: Peer, run: Run, console: Console) -> None:
+    left_s = run.end_s - time.time()
+    if left_s <= 0:
+        result = Result(SECTION, peer.name, SKIPPED, "no time left", {})
+    else:
+        console.print(f"{peer.name} (peer): {left_s:.0f} s left", highlight=False)
+        flow_steps, limit_s = SIZES[run.size].flow_steps, min(PEER_S, left_s)
+        result = run_peer(peer, BASE, flow_steps, run.device, run.out, limit_s, quick=run.quick)
+    result.write(run.out)
+    if result.data:
+        wall = result.data["wall_ms"]
+        line = f"p50 {wall['p50']:.2f}, p99 {wall['p99']:.2f} ms"
+    else:
+        line = f"{result.status}: {result.note}"
+    console.print(f"  {peer.name} (peer): {line}", highlight=False)
 
 
 def _run_in_process(task: Task, run: Run, console: Console) -> None:
     left_s = run.end_s - time.time()
     names = ", ".join(task.sections)
-    if left_s <= 0:
-        console.print(f"{task.path}, {names}: skipped, no time left")
-        _write_all(task, run, SKIPPED, "no time left")
+    if left_s <= task.least_s:
+        note = f"{left_s:.0f} s left of {task.least_s:.0f}" if left_s > 0 else "no time left"
+        console.print(f"{task.path}, {names}: skipped, {note}", highlight=False)
+        _write_all(task, run, SKIPPED, note)
         return
     console.print(f"{task.path}, {names}: {left_s:.0f} s left", highlight=False)
     deadline_s = time.time() + task.share * left_s
@@ -240,6 +300,7 @@ def _sections() -> dict[str, Section]:
         "shapes": shapes,
         "curves": curves,
         "end_to_end": _end_to_end,
+        "cold_start": _cold_start,
     }
 
 
@@ -257,3 +318,9 @@ def _end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
     from safe_pruner_node.evaluation.bench_gpu.end_to_end import end_to_end  # noqa: PLC0415
 
     yield from end_to_end(bench)
+
+
+def _cold_start(bench: Bench) -> Iterator[dict[str, Any]]:
+    from safe_pruner_node.evaluation.bench_gpu.cold_start import cold_start  # noqa: PLC0415
+
+    yield from cold_start(bench)
