@@ -35,7 +35,7 @@ from safe_pruner_node.evaluation.bench_gpu.section import (
 
 SECTION = "peer"
 """The section that a peer's result is filed under, with the peer's name as its path."""
-PEER_S = 120.0
+PEER_S = 180.0
 """A peer that loads, compiles and times for longer is ended."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
