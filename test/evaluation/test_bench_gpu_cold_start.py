@@ -5,9 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from bench_gpu_side import SMALL, make_bench
 
-from safe_pruner_node.evaluation.bench_gpu.cold_start import CACHES, empty_caches
+from safe_pruner_node.engine.runner import EagerRunner
+from safe_pruner_node.evaluation.bench_gpu.cold_start import CACHES, cold_start, empty_caches
+from safe_pruner_node.evaluation.bench_gpu.findings import Findings
 from safe_pruner_node.evaluation.bench_gpu.page_cache import cached_share
+from safe_pruner_node.evaluation.bench_gpu.report import markdown
+from safe_pruner_node.evaluation.bench_gpu.section import DONE, run_section
 
 MIB = 1 << 20
 
@@ -23,6 +28,18 @@ def test_a_process_started_cold_finds_empty_caches(monkeypatch):
         assert not any(os.path.exists(folder) for folder in folders)  # noqa: PTH110
     assert os.environ[CACHES[0]] == "/of/the/user"
     assert CACHES[1] not in os.environ
+
+
+def test_a_worker_is_started_and_the_report_says_how_long_it_took(tmp_path):
+    bench = make_bench(tmp_path, EagerRunner())
+    result = run_section("cold_start", cold_start, bench)
+    assert (result.status, result.data["checkpoint_in_page_cache"]) == (DONE, 1.0)
+    start = result.data["start"]
+    assert start["ready_s"] > start["parts"][-1]["after_s"] > 0
+    text = markdown(Findings({}, SMALL, [result]))
+    assert "## Cold start: eager" in text
+    assert f"| ready | {start['ready_s']:.1f} |" in text
+    assert "100 % of the checkpoint was in the page cache" in text
 
 
 def test_what_the_kernel_dropped_is_not_in_the_page_cache(tmp_path):
