@@ -84,7 +84,7 @@ def is_fp8(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def quantise(model: Pi05, largest: Mapping[str, float]) -> None:
+def quantise(model: Pi05, largest: Mapping[str, float | Tensor]) -> None:
     """Replace the layers of `layer_groups` by FP8 ones, for good.
 
     Args:
@@ -107,7 +107,7 @@ def quantise(model: Pi05, largest: Mapping[str, float]) -> None:
         weight = max(float(layer.weight.abs().max()) for layer in layers)
         first = layers[0].weight
         scales = Scales(
-            HEADROOM * largest[name] / LARGEST, weight / LARGEST, first.dtype, first.device
+            HEADROOM * float(largest[name]) / LARGEST, weight / LARGEST, first.dtype, first.device
         )
         for path, layer in zip(paths, layers, strict=True):
             model.set_submodule(path, Fp8Linear(layer, scales))
