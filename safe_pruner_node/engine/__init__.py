@@ -13,6 +13,8 @@ how a stage is run    `runner` (as it is written), `graphs` (captured once, repl
 stages in kernels     `fused_vision`, `fused_prefix`, `fused_flow` (in `flow_buffers`): they call
                       cuBLAS and `kernels/` in order
 weights for them      `packed_weights` (the one way to lay matrices side by side), `expert_weights`,
-                      `split_linear`
+                      `projection` (a product in bf16 or FP8), `split_linear`
+FP8                   `e4m3` (numbers, products), `fp8` (which layers, put into the model, for every
+                      path), `fp8_calibration` (the file that a checkpoint needs for it)
 ====================  ============================================================================
 """

@@ -6,6 +6,8 @@ import torch
 
 from safe_pruner_node.engine.base import Engine
 from safe_pruner_node.engine.compiled import CompiledRunner
+from safe_pruner_node.engine.fp8 import layer_groups, quantise
+from safe_pruner_node.engine.fp8_calibration import read_calibration
 from safe_pruner_node.engine.fused import FusedRunner, unsupported
 from safe_pruner_node.engine.graphs import GraphRunner
 from safe_pruner_node.engine.policy import PolicyEngine
@@ -15,6 +17,9 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint, load_checkpoint
 from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer, find_tokenizer
+
+FP8_CAPABILITY = (8, 9)
+"""Of the first CUDA GPUs that multiply FP8: Ada, then Hopper."""
 
 
 def build_engine(settings: EngineSettings) -> Engine:
@@ -39,9 +44,16 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     check_path(settings.path, device)  # before a large checkpoint is read
+    fp8 = settings.dtype == "fp8"
+    if fp8:
+        check_fp8(device)
+    dtype = "bf16" if fp8 else settings.dtype
     checkpoint = load_checkpoint(
-        settings.checkpoint, device=device, dtype=settings.dtype, asset_id=settings.asset_id
+        settings.checkpoint, device=device, dtype=dtype, asset_id=settings.asset_id
     )
+    if fp8:
+        groups = layer_groups(checkpoint.model)
+        quantise(checkpoint.model, read_calibration(settings.checkpoint, groups).largest)
     _check_sizes(checkpoint, settings)
     path = find_tokenizer(settings.checkpoint, settings.tokenizer)
     tokenizer = PromptTokenizer(path, checkpoint.config.max_prompt_tokens)
@@ -85,6 +97,24 @@ def choose_device(name: str) -> torch.device:
         found = "cuda, but torch sees no CUDA device"
         raise ConfigError("parameter", "device", found, "cpu, or a CUDA build of torch and a GPU")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def check_fp8(device: torch.device) -> None:
+    """Refuse a device that does not multiply FP8.
+
+    Raises:
+        ConfigError: A CPU, or a GPU before Ada and Hopper.
+    """
+    if device.type != "cuda":
+        found = f"fp8, on device {device.type}"
+    elif (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        found = f"fp8, on {name} of compute capability {'.'.join(map(str, capability))}"
+    else:
+        return
+    least = ".".join(map(str, FP8_CAPABILITY))
+    expected = f"auto, fp32 or bf16: FP8 needs a CUDA GPU of compute capability {least}"
+    raise ConfigError("parameter", "dtype", found, expected)
 
 
 def check_path(path: str, device: torch.device) -> None:

@@ -3,6 +3,7 @@
 Same functions as `stages.read`, `prefix.prefill_early` and `prefix.prefill_late`, rounded to the
 model's type in fewer places. Per layer: norm, QKV, rotation (which also writes the cache),
 attention, output projection, norm, gate and up with GELU, down. Residuals are added by the norms.
+Where gate, up and down are FP8 (`fp8.quantise`), the kernel before each writes what it reads.
 
 Shapes: N prefix tokens (N_vis visual, then T text slots), K visual tokens kept, D width, F hidden
 channels, h query heads, g key/value heads, d head_dim.
@@ -22,6 +23,7 @@ from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
 from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05
@@ -193,11 +195,12 @@ class FusedPrefix:
     def _finish(self, x: Tensor, layer: _Layer, attended: Tensor) -> Residual:
         """Output projection and MLP of x [N, D], attended [N, h*d]."""
         out = (attended @ layer.out.T)[None]  # [1, N, D]
-        x, y = rms_norm(Residual(x, out), layer.output_norm)  # [N, D] each
+        gate_up, scale = layer.gate_up, layer.down.input_scale
+        x, y = rms_norm(Residual(x, out), layer.output_norm, gate_up.input_scale)  # [N, D] each
         if len(y) < MANY_ROWS:
-            hidden = gelu_mul(y @ layer.gate_up.T)  # [N, F]
+            hidden = gelu_mul(gate_up.product(y), scale)  # [N, F]
         else:
-            hidden = glu_linear(y, layer.gate_up)  # [N, F]
+            hidden = glu_linear(y, gate_up.weight, gate_up.scales, scale)  # [N, F]
         return Residual(x, split_linear(hidden, layer.down))
 
 
@@ -211,8 +214,8 @@ class _Layer:
     keys_values: Tensor
     out: Tensor
     output_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Projection
+    down: Projection
 
     @classmethod
     def of(cls, layer: GemmaLayer) -> _Layer:
@@ -226,6 +229,6 @@ class _Layer:
             qkv[n_query:],
             attn.o_proj.weight.data,
             layer.post_attention_layernorm.weight.data,
-            interleave(mlp.gate_proj.weight, mlp.up_proj.weight),
-            mlp.down_proj.weight.data,
+            Projection.packed(interleave, mlp.gate_proj, mlp.up_proj),
+            Projection.of(mlp.down_proj),
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safe_pruner_node.engine.base import Engine, Progress
+from safe_pruner_node.engine.fp8 import is_fp8
 from safe_pruner_node.engine.report import step_report
 from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, camera_context
@@ -143,6 +144,8 @@ class PolicyEngine(Engine):
         """Path, device, type and threads."""
         model, path = self._checkpoint.model, self._session.runner.path
         dtype = "bf16" if model.dtype == torch.bfloat16 else "fp32"
+        if is_fp8(model):
+            dtype = "fp8"
         if model.device.type == "cpu":
             threads = torch.get_num_threads()
             return f"{path} cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from safe_pruner_node.engine.settings import DEVICES, DTYPES
 from safe_pruner_node.errors import ConfigError
 
 _SOURCE = "parameter"
@@ -51,7 +52,12 @@ class PolicyNodeParameters:
         0.0, "Policy queries per second at most; 0 takes the robot file's.", 0.0, 100.0
     )
     flow_steps: int = _parameter(0, "Euler steps of the flow; 0 takes the checkpoint's.", 0, 100)
-    device: str = _parameter("auto", "Where the policy runs.", choices=("auto", "cpu", "cuda"))
+    device: str = _parameter("auto", "Where the policy runs.", choices=DEVICES)
+    dtype: str = _parameter(
+        "auto",
+        "Arithmetic; auto: bf16 on a GPU, fp32 on a CPU. fp8 needs a calibrated checkpoint.",
+        choices=DTYPES,
+    )
     worker_threads: int = _parameter(0, "CPU threads of the policy; 0: all cores but one.", 0, 256)
     worker_niceness: int = _parameter(5, "Niceness of the policy process.", 0, 19)
     seed: int = _parameter(0, "Seed of the flow noise.", 0, 2**31 - 1)

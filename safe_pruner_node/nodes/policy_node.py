@@ -213,6 +213,7 @@ class PolicyNode(LifecycleNode):
             asset_id=parameters.asset_id or None,
             tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
             device=parameters.device,
+            dtype=parameters.dtype,
             pruner=_pruner_settings(parameters),
             flow_steps=parameters.flow_steps or None,
             threads=threads,

@@ -260,9 +260,9 @@ def time_prefix_kernels(model, n):
     _each("rotary", rotate, n_bytes=4 * packed.numel())
     _each("attention", [lambda: attention(grouped, k, v)] * 10, 4 * n * n * inner)
     _each("output GEMM", [lambda i=i: attended @ i.out.T for i in layers], 2 * n * width * inner)
-    _each("gate and up GEMM", [lambda i=i: x @ i.gate_up.T for i in layers], 4 * n * width * mlp)
+    _each("gate and up GEMM", [lambda i=i: i.gate_up(x) for i in layers], 4 * n * width * mlp)
     _each("GELU", [lambda: gelu_mul(both)] * 10, n_bytes=6 * n * mlp)
-    glu = [lambda i=i: glu_linear(x, i.gate_up) for i in layers]
+    glu = [lambda i=i: glu_linear(x, i.gate_up.weight) for i in layers]
     _each("gate and up GEMM with GELU", glu, 4 * n * width * mlp)
     down = [lambda i=i: split_linear(h, i.down) for i in layers]
     _each("down GEMM in 2", down, 2 * n * width * mlp)

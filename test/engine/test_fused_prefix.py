@@ -34,6 +34,7 @@ from safe_pruner_node.engine.kernels.attention import KEYS, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
+from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.split_linear import split_linear
 
@@ -229,7 +230,7 @@ def test_gelu_in_the_gemm_is_the_gemm_and_then_gelu():
 def test_a_split_projection_adds_up():
     torch.manual_seed(0)
     x, weight = torch.randn(5, 80), torch.randn(7, 80)
-    terms = split_linear(x, weight)
+    terms = split_linear(x, Projection(weight, None, None))
     torch.testing.assert_close(terms[0], x[:, :40] @ weight[:, :40].T)
     torch.testing.assert_close(terms.sum(0), x @ weight.T)
 

@@ -1,6 +1,6 @@
-"""The gated MLP's first half: gelu(gate) * up, alone or in the epilogue of its GEMM.
+"""An MLP's activation: gelu(gate) * up, alone or in the epilogue of its GEMM, or GELU by itself.
 
-The rows of the packed weight alternate: gate 0, up 0, gate 1, up 1 and so on (see
+The rows of a gated MLP's packed weight alternate: gate 0, up 0, gate 1, up 1 and so on (see
 `packed_weights.interleave`), so both halves of one hidden channel meet in one thread.
 
 Shapes: N rows, D width, F hidden channels.
@@ -14,57 +14,106 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from safe_pruner_node.engine.e4m3 import E4M3, LARGEST, Scales
+from safe_pruner_node.engine.kernels.quantise import cut_off
+
 BLOCK = 2048
 """Hidden channels per program of the element-wise kernel."""
 
-ROWS, COLUMNS, DEPTH = 128, 256, 64
-"""Of the GEMM: rows and weight rows (gate and up together) per tile, input channels per step."""
+ROWS, COLUMNS, DEPTH_BYTES = 128, 256, 128
+"""Of the GEMM: rows and weight rows (gate and up together) per tile, bytes of a row per step."""
 
 GROUP = 8
 """Tiles of rows that share a run of weight tiles, so that these stay in the L2."""
 
 
-def gelu_mul(projected: Tensor) -> Tensor:
-    """gelu(gate) * up of projected rows [N, 2F], channels alternating, to [N, F]."""
+def gelu_mul(projected: Tensor, scale: float | None = None) -> Tensor:
+    """gelu(gate) * up.
+
+    Args:
+        projected: Rows, channels alternating, [N, 2F].
+        scale: Of the result as E4M3; None: it is of the type of `projected`.
+
+    Returns:
+        [N, F].
+    """
     rows, columns = projected.shape
-    hidden = projected.new_empty(rows, columns // 2)  # [N, F]
+    hidden = _new(projected, rows, columns // 2, scale)  # [N, F]
     n = hidden.numel()
-    _gelu_mul[(triton.cdiv(n, BLOCK),)](projected, hidden, n, BLOCK=BLOCK, num_warps=8)
+    _gelu_mul[(triton.cdiv(n, BLOCK),)](
+        projected, hidden, n, _per(scale), BLOCK=BLOCK, LARGEST=_largest(scale), num_warps=8
+    )
     return hidden
 
 
-def glu_linear(x: Tensor, weight: Tensor) -> Tensor:
+def gelu_e4m3(projected: Tensor, scale: float) -> Tensor:
+    """tanh-GELU of [N, F] as E4M3.
+
+    Args:
+        projected: Rows, contiguous, [N, F].
+        scale: Of the result.
+    """
+    hidden = torch.empty_like(projected, dtype=E4M3)  # [N, F]
+    n = hidden.numel()
+    grid = (triton.cdiv(n, BLOCK),)
+    _gelu_e4m3[grid](projected, hidden, n, _per(scale), BLOCK=BLOCK, LARGEST=LARGEST, num_warps=8)
+    return hidden
+
+
+def glu_linear(
+    x: Tensor, weight: Tensor, scales: Scales | None = None, scale: float | None = None
+) -> Tensor:
     """gelu(gate) * up of x in one GEMM.
 
     One program per multiprocessor: it loads its next tile's first operands while it finishes one.
 
     Args:
         x: Rows, contiguous, [N, D].
-        weight: Gate and up alternating, contiguous, [2F, D]; D and F are multiples of 8.
+        weight: Gate and up alternating, contiguous, [2F, D]; a row of D and one of F are multiples
+            of 16 bytes.
+        scales: What x and weight stand for where they are E4M3; None: for themselves.
+        scale: Of the result as E4M3; None: it is of the type of x.
 
     Returns:
         [N, F].
     """
     rows, columns = len(x), len(weight)
-    hidden = x.new_empty(rows, columns // 2)  # [N, F]
+    hidden = _new(x, rows, columns // 2, scale)  # [N, F]
+    depth = DEPTH_BYTES // x.element_size()
     tiles = triton.cdiv(rows, ROWS) * triton.cdiv(columns, COLUMNS)
     programs = min(tiles, _multiprocessors(x.device))
     _glu_linear[(programs,)](
-        TensorDescriptor.from_tensor(x, [ROWS, DEPTH]),
-        TensorDescriptor.from_tensor(weight, [COLUMNS, DEPTH]),
+        TensorDescriptor.from_tensor(x, [ROWS, depth]),
+        TensorDescriptor.from_tensor(weight, [COLUMNS, depth]),
         TensorDescriptor.from_tensor(hidden, [ROWS, COLUMNS // 2]),
         rows,
         columns,
         programs,
+        1.0 if scales is None else scales.input * scales.weight,
+        _per(scale),
         WIDTH=x.shape[1],
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
+        DEPTH=depth,
         GROUP=GROUP,
+        LARGEST=_largest(scale),
         num_stages=3,
         num_warps=8,
     )
     return hidden
+
+
+def _new(like: Tensor, rows: int, columns: int, scale: float | None) -> Tensor:
+    return like.new_empty(rows, columns, dtype=like.dtype if scale is None else E4M3)
+
+
+def _per(scale: float | None) -> float:
+    return 1.0 if scale is None else 1.0 / scale
+
+
+def _largest(scale: float | None) -> float | None:
+    """What a kernel cuts its result off at; None: it does not."""
+    return None if scale is None else LARGEST
 
 
 def _multiprocessors(device: torch.device) -> int:
@@ -82,14 +131,26 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def _gelu_mul(projected, hidden, n, BLOCK: tl.constexpr):
+def _gelu_mul(projected, hidden, n, per_scale, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     pair = tl.arange(0, 2 * BLOCK)
     inside = pair < 2 * (n - start)
     both = tl.load(projected + 2 * start + pair, inside, 0.0, eviction_policy="evict_first")
     gate, up = tl.split(both.to(tl.float32).reshape(BLOCK, 2))  # [BLOCK] each
     channel = tl.arange(0, BLOCK)
-    tl.store(hidden + start + channel, gelu_tanh(gate) * up, channel < n - start)
+    value = gelu_tanh(gate) * up  # [BLOCK]
+    if LARGEST is not None:
+        value = cut_off(value * per_scale, LARGEST)
+    tl.store(hidden + start + channel, value.to(hidden.dtype.element_ty), channel < n - start)
+
+
+@triton.jit
+def _gelu_e4m3(projected, hidden, n, per_scale, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
+    channel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < n
+    value = gelu_tanh(tl.load(projected + channel, inside, 0.0).to(tl.float32))  # [BLOCK]
+    value = cut_off(value * per_scale, LARGEST)
+    tl.store(hidden + channel, value.to(hidden.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -100,11 +161,14 @@ def _glu_linear(
     rows,
     columns,
     programs,
+    scale,
+    per_scale,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
@@ -119,5 +183,10 @@ def _glu_linear(
             a = x.load([row, depth])  # [ROWS, DEPTH]
             b = weight.load([column, depth])  # [COLUMNS, DEPTH]
             total = tl.dot(a, b.T, total, input_precision="ieee")
+        if LARGEST is not None:
+            total *= scale
         gate, up = tl.split(total.reshape(ROWS, COLUMNS // 2, 2))  # [ROWS, COLUMNS / 2] each
-        hidden.store([row, column // 2], (gelu_tanh(gate) * up).to(hidden.dtype))
+        value = gelu_tanh(gate) * up
+        if LARGEST is not None:
+            value = cut_off(value * per_scale, LARGEST)
+        hidden.store([row, column // 2], value.to(hidden.dtype))

@@ -1,6 +1,7 @@
 """Row norms: Gemma's RMSNorm and SigLIP's LayerNorm, one row per program, in fp32 whatever x is.
 
-They also complete the residual stream: what the projection before has left is added on the way.
+They also complete the residual stream: what the projection before has left is added on the way,
+and quantise what an FP8 product reads.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from safe_pruner_node.engine.e4m3 import E4M3, LARGEST
+from safe_pruner_node.engine.kernels.quantise import cut_off
 
 EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
@@ -31,39 +35,47 @@ class Residual:
     bias: Tensor | None = None
 
 
-def rms_norm(residual: Residual, weight: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm(
+    residual: Residual, weight: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm times (1 + weight).
 
     Args:
         residual: What to norm.
         weight: [D]; fp32 in openpi's mixed precision.
+        scale: Of the normed rows as E4M3; None: they are of the type of x.
 
     Returns:
-        The complete rows, and the normed ones: [N, D] each, in the type of x.
+        The complete rows, in the type of x, and the normed ones: [N, D] each.
     """
-    return _norm(residual, weight, None)
+    return _norm(residual, weight, None, scale)
 
 
-def layer_norm(residual: Residual, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def layer_norm(
+    residual: Residual, weight: Tensor, bias: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Layer norm.
 
     Args:
         residual: What to norm.
         weight: [D].
         bias: [D].
+        scale: Of the normed rows as E4M3; None: they are of the type of x.
 
     Returns:
-        The complete rows, and the normed ones: [N, D] each, in the type of x.
+        The complete rows, in the type of x, and the normed ones: [N, D] each.
     """
-    return _norm(residual, weight, bias)
+    return _norm(residual, weight, bias, scale)
 
 
-def _norm(residual: Residual, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _norm(
+    residual: Residual, weight: Tensor, bias: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
     """Layer norm, or without a bias RMSNorm."""
     x, terms = residual.x, residual.terms
     rows, width = x.shape
     complete = x if terms is None else torch.empty_like(x)  # [N, D]
-    y = torch.empty_like(x)  # [N, D]
+    y = torch.empty_like(x, dtype=x.dtype if scale is None else E4M3)  # [N, D]
     _norm_rows[(rows,)](
         x,
         x if terms is None else terms,
@@ -73,12 +85,14 @@ def _norm(residual: Residual, weight: Tensor, bias: Tensor | None) -> tuple[Tens
         weight if bias is None else bias,
         y,
         rows,
+        1.0 if scale is None else 1.0 / scale,
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         EPSILON=EPSILON,
         TERMS=0 if terms is None else len(terms),
         ADDS_BIAS=residual.bias is not None,
         CENTRED=bias is not None,
+        LARGEST=None if scale is None else LARGEST,
     )
     return complete, y
 
@@ -93,12 +107,14 @@ def _norm_rows(
     bias,
     y,
     rows,
+    per_scale,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     EPSILON: tl.constexpr,
     TERMS: tl.constexpr,
     ADDS_BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
@@ -121,4 +137,6 @@ def _norm_rows(
     value *= tl.rsqrt(tl.sum(value * value, 0) / WIDTH + EPSILON) * scale
     if CENTRED:
         value += tl.load(bias + column, inside, 0.0).to(tl.float32)
-    tl.store(y + at, value.to(x.dtype.element_ty), inside)
+    if LARGEST is not None:
+        value = cut_off(value * per_scale, LARGEST)
+    tl.store(y + at, value.to(y.dtype.element_ty), inside)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from safe_pruner_node.evaluation.bench_gpu.comparison import BAR as ERROR_BAR
 from safe_pruner_node.evaluation.bench_gpu.findings import Findings
+from safe_pruner_node.evaluation.bench_gpu.fp8 import FP8, MOST_OFF
 from safe_pruner_node.evaluation.bench_gpu.gpu_timing import PRUNER
 from safe_pruner_node.evaluation.bench_gpu.methods import FULL, KEYFRAME, pruned_name
 from safe_pruner_node.evaluation.bench_gpu.section import DONE, FAILED
@@ -44,6 +45,7 @@ def all_bars(run: Findings) -> list[Bar]:
     return [
         *_latency_bars(run),
         *_correctness_bars(run),
+        *_fp8_bars(run),
         *_memory_bars(run),
         *_worker_bars(run),
     ]
@@ -82,6 +84,16 @@ def _correctness_bars(run: Findings) -> Iterator[Bar]:
             0.0,
             "",
         )
+
+
+def _fp8_bars(run: Findings) -> Iterator[Bar]:
+    for result in run.of(FP8):
+        for row in result.data["rows"]:
+            name = f"fp8, {row['mode']}: 1 - cosine with fp32, worst of {row['inputs']} inputs"
+            yield Bar(name, 1 - row["cosine"], MOST_OFF, "")
+    memory = [r.data["memory"].get("reserved_bytes") for r in run.of("latency") if r.path == FP8]
+    if memory:
+        yield Bar("fp8: device memory: weights, buffers, graphs", _gigabytes(memory[0]), 10.0, "GB")
 
 
 def _memory_bars(run: Findings) -> Iterator[Bar]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,6 +129,17 @@ def _step(
 
 def _to_numpy(actions: Tensor) -> NDArray[np.float32]:
     return np.asarray(actions.float().cpu().numpy(), dtype=np.float32)
+
+
+@contextmanager
+def no_tf32() -> Iterator[None]:
+    """Convolutions of fp32 are rounded to TF32 unless told otherwise; products are not."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def poison_free_memory(device: torch.device) -> None:

@@ -102,15 +102,11 @@ def compare(
         full: What the path gave in the mode that this one has to be equal to; None: there is none.
     """
     ours, truth = path.actions, reference.actions  # [seeds, H, A] each
-    off = np.abs(ours - truth)
     return Comparison(
         chooses=chooses,
-        error=_relative(ours, truth),
         bf16_error=_relative(bf16.actions, truth),
         full_error=None if full is None else _relative(ours, full.actions),
-        cosine=min(_cosine(a, b) for a, b in zip(ours, truth, strict=True)),
-        worst=float(off.max()),
-        worst_arm_mrad=1e3 * ARM_SPAN * float(off[..., :ARM_JOINTS].max()),
+        **closeness(path, reference),
         seeds=len(ours),
         lost_tokens=_lost(path, reference),
         bf16_lost_tokens=_lost(bf16, reference),
@@ -118,6 +114,19 @@ def compare(
         repeat_error=_relative(path.again[None], path.actions[:1]),
         finite=bool(np.isfinite(path.actions).all()),
     )
+
+
+def closeness(path: Played, reference: Played) -> dict[str, float]:
+    """The fields of `Comparison` that need no other path: error, cosine, worst and of the arms."""
+    ours, truth = path.actions, reference.actions  # [seeds, H, A] each
+    off = np.abs(ours - truth)
+    return {
+        "error": _relative(ours, truth),
+        # NumPy's minimum: NaN is less than anything
+        "cosine": float(np.min([_cosine(a, b) for a, b in zip(ours, truth, strict=True)])),
+        "worst": float(off.max()),
+        "worst_arm_mrad": 1e3 * ARM_SPAN * float(off[..., :ARM_JOINTS].max()),
+    }
 
 
 def _lost(path: Played, reference: Played) -> float:

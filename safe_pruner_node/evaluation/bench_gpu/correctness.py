@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from safe_pruner_node.engine.runner import EagerRunner
 from safe_pruner_node.errors import ConfigError
@@ -23,6 +21,7 @@ from safe_pruner_node.evaluation.bench_gpu.cases import (
     Case,
     Played,
     all_cases,
+    no_tf32,
     play,
     poison_free_memory,
 )
@@ -46,7 +45,7 @@ def reference(bench: Bench) -> Iterator[dict[str, Any]]:
     rows = []
     for case in all_cases():
         bench.check_time()
-        with _no_tf32():
+        with no_tf32():
             truth = play(case, truth_model, EagerRunner(), bench.seeds)
         bf16 = play(case, bench.model, EagerRunner(), bench.seeds)
         for name, played in (("fp32", truth), ("bf16", bf16)):
@@ -92,17 +91,6 @@ def correctness(bench: Bench) -> Iterator[dict[str, Any]]:
         bench.say(f"{case.shape}, {case.mode}: error {result.error:.2e}, {verdict}")
         first_s = first_s or time.perf_counter() - started_s
         yield {"cases": rows, "first_case_s": first_s}
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    """Convolutions of fp32 are rounded to TF32 unless told otherwise; products are not."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _row(case: Case, values: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 
+from safe_pruner_node.engine.fp8_calibration import LEAST_COSINE
 from safe_pruner_node.evaluation.bench_gpu.bars import all_bars, incomplete
 from safe_pruner_node.evaluation.bench_gpu.findings import Findings, Row
+from safe_pruner_node.evaluation.bench_gpu.fp8 import FP8
 from safe_pruner_node.evaluation.bench_gpu.gpu_timing import DENOISE, PREFILL, PRUNER, VISION
 from safe_pruner_node.evaluation.bench_gpu.grid import Grid
 from safe_pruner_node.evaluation.bench_gpu.methods import FULL, pruned_name
@@ -27,8 +29,8 @@ COVERS = (
 
 def tables(run: Findings) -> list[Grid]:
     """Every table that the results are enough for."""
-    grids = [_bars(run), *_correctness(run), *_latency(run), *_achieved(run), *_shapes(run)]
-    return [*grids, *_curves(run), *_end_to_end(run), *_cold_start(run)]
+    grids = [_bars(run), *_correctness(run), *_fp8(run), *_latency(run), *_achieved(run)]
+    return [*grids, *_shapes(run), *_curves(run), *_end_to_end(run), *_cold_start(run)]
 
 
 def print_report(run: Findings, console: Console) -> None:
@@ -101,6 +103,29 @@ def _correctness_row(path: str, case: Row) -> tuple[str, ...]:
         f"{100 * case['lost_tokens']:.1f} %",
         "; ".join(case["complaints"]) or "right",
     )
+
+
+def _fp8(run: Findings) -> Iterator[Grid]:
+    for result in run.of(FP8):
+        rows = [
+            (
+                f"{row['mode']}, {BASE}",
+                str(row["inputs"]),
+                f"{row['cosine']:.6f}",
+                f"{row['error']:.2e}",
+                f"{row['worst']:.3f}",
+                f"{row['worst_arm_mrad']:.1f}",
+            )
+            for row in result.data["rows"]
+        ]
+        note = (
+            "The fused path with the MLPs of vision tower and language model in FP8 (E4M3, one "
+            "fixed scale per matrix and per input, from other random inputs), against fp32 eager. "
+            "Cosine: the least of an input. FP8 is experimental while one is below "
+            f"{LEAST_COSINE}."
+        )
+        header = ("step", "inputs", "cosine", "error", "worst", "arm, mrad")
+        yield Grid("FP8", header, rows, note)
 
 
 def _latency(run: Findings) -> Iterator[Grid]:

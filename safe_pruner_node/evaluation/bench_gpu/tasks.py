@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from safe_pruner_node.engine.build import choose_runner
+from safe_pruner_node.engine.build import check_fp8, choose_runner
 from safe_pruner_node.engine.settings import PATHS
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.evaluation.bench_gpu.ceilings import measure_ceilings
 from safe_pruner_node.evaluation.bench_gpu.correctness import correctness, reference
+from safe_pruner_node.evaluation.bench_gpu.fp8 import FP8, fp8, to_fp8
 from safe_pruner_node.evaluation.bench_gpu.latency import curves, latency, shapes
 from safe_pruner_node.evaluation.bench_gpu.peers import PEER_S, SECTION, Peer, run_peer
 from safe_pruner_node.evaluation.bench_gpu.policy import SIZES, random_policy
@@ -39,11 +40,12 @@ from safe_pruner_node.evaluation.bench_gpu.section import (
     run_section,
 )
 
-ALL_PATHS = tuple(path for path in PATHS if path != "auto")
+ALL_PATHS = (*(path for path in PATHS if path != "auto"), FP8)
 ALL_SECTIONS = (
     "ceilings",
     "reference",
     "correctness",
+    FP8,
     "latency",
     "end_to_end",
     "shapes",
@@ -115,23 +117,27 @@ def first_tasks(paths: Sequence[str]) -> list[Task]:
         paths: Those asked for.
     """
     ordered = fastest_first(paths)
+    compared = [path for path in ordered if path not in LATER]
     return [
         Task("eager", ("ceilings", "reference")),
-        *(Task(path, ("correctness",)) for path in ordered if path not in LATER),
+        *(Task(path, ("correctness",)) for path in compared),
+        *(Task(path, ("latency",)) for path in compared),
+        *(Task(FP8, (section,)) for section in (FP8, "latency") if FP8 in paths),
         *(
             Task(path, ("latency",), COMPILED_SHARE if path == COMPILED else 1.0)
             for path in ordered
+            if path in LATER
         ),
     ]
 
 
 def fastest_first(paths: Sequence[str]) -> list[str]:
-    """The paths as they are expected to be, the baselines after the others."""
+    """The bf16 paths as they are expected to be, the baselines after the others."""
 
     def when(path: str) -> tuple[int, int]:
         return LATER.index(path) if path in LATER else -1, -PATHS.index(path)
 
-    return sorted(paths, key=when)
+    return sorted((path for path in paths if path != FP8), key=when)
 
 
 def last_tasks(paths: Sequence[str], best: str | None) -> list[Task]:
@@ -197,7 +203,7 @@ def _path_that_matters(run: Run) -> str | None:
     """The best one, or, where a run was not asked to find that out, the first."""
     if {"correctness", "latency"} <= set(run.sections):
         return best_path(read_results(run.out))
-    return fastest_first(run.paths)[0]
+    return next(iter(fastest_first(run.paths)), None)
 
 
 def _run_peer(peer: Peer, run: Run, console: Console) -> None:
@@ -270,7 +276,13 @@ def run_task(task: Task, run: Run, deadline_s: float) -> None:
     device = torch.device(run.device)
     try:
         model = random_policy(SIZES[run.size], device)
-        runner = choose_runner(task.path, model)
+        path = task.path
+        if path == FP8:  # the fused path on another model
+            check_fp8(device)
+            to_fp8(model)
+            path = "fused"
+        runner = choose_runner(path, model)
+        runner.path = task.path
         if task.path == "compiled":
             runner.prompt_bucket = None  # a baseline at its fastest: no padding, nothing masked
     except ConfigError as error:  # a path that this device or build does not have
@@ -296,6 +308,7 @@ def _sections() -> dict[str, Section]:
         "ceilings": _ceilings,
         "reference": reference,
         "correctness": correctness,
+        FP8: fp8,
         "latency": latency,
         "shapes": shapes,
         "curves": curves,
