@@ -106,7 +106,9 @@ def test_the_report_has_a_table():
 
 
 def test_a_cpu_skips_it_with_a_line(tmp_path):
-    run = Run(("fp8",), "small", "cpu", tmp_path, time.time() + 60, quick=True)
+    run = Run(
+        ("fp8",), "small", "cpu", tmp_path, time.time() + 60, quick=True, sections=(), peers=()
+    )
     run_task(Task("fp8", ("fp8",)), run, run.end_s)
     (result,) = read_results(tmp_path)
     assert result.status == SKIPPED
