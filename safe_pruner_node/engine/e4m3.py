@@ -35,8 +35,12 @@ class Scales:
     tensors: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        both = torch.tensor([self.input, self.weight], device=self.device)  # [2] fp32
-        object.__setattr__(self, "tensors", (both[0], both[1]))
+        # Each with memory of its own: halves of one tensor need not be aligned.
+        of_input, of_weight = (
+            torch.tensor(scale, dtype=torch.float32, device=self.device)
+            for scale in (self.input, self.weight)
+        )
+        object.__setattr__(self, "tensors", (of_input, of_weight))
 
 
 def to_e4m3(x: Tensor, scale: float) -> Tensor:
