@@ -22,7 +22,11 @@ import cv2
 
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
-from safe_pruner_node.inference.process import die_with_parent, yield_to_control
+from safe_pruner_node.inference.process import (
+    die_with_parent,
+    keep_freed_memory,
+    yield_to_control,
+)
 from safe_pruner_node.inference.protocol import (
     HANG_SIGNAL,
     MESSAGE_BYTES_MAX,
@@ -73,6 +77,7 @@ def worker_main(
     """
     die_with_parent(parent_pid)
     yield_to_control(settings.niceness)
+    keep_freed_memory()
     faulthandler.enable()
     faulthandler.register(HANG_SIGNAL)
     cv2.setNumThreads(settings.threads)

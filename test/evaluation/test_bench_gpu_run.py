@@ -249,6 +249,7 @@ def test_the_whole_run_on_a_cpu(tmp_path, capfd):
     }
     worker = results["end_to_end", "eager"].data
     assert [row["keyframes"] for row in worker["rows"]] == [0, 0, 10]
+    assert worker["frame_bytes"]["head"] > worker["frame_bytes"]["left_wrist"] > 10_000
     for row in worker["rows"]:
         assert 120 <= row["text_tokens"] < 125
         assert {"decode", "resize", "vision", "to_robot"} <= row["stage_ms"].keys()
