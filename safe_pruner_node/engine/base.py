@@ -9,14 +9,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_pruner_node.pruning.settings import PrunerSettings
-from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
+from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and how far it is, 0..1."""
 
 
 class Engine(ABC):
-    """One policy session on one device. Not thread-safe: one caller at a time."""
+    """One policy session on one device. Not thread-safe but for `place`: one caller at a time."""
+
+    def place(self, camera: int, image: RgbImage) -> RgbImage:  # noqa: ARG002 - for a device
+        """Begin to bring an image of the next step to the device, while others are decoded.
+
+        A step takes images that were not placed just as well; they wait until it begins. Other
+        threads may place a camera each, while no step runs.
+
+        Args:
+            camera: The image's place in the prefix.
+            image: uint8, [h, w, 3].
+
+        Returns:
+            What to give to `step` in the image's place: the same pixels, not to be written, valid
+            until the camera's next image is placed.
+        """
+        return image
 
     @abstractmethod
     def step(
@@ -65,6 +81,8 @@ class Engine(ABC):
     @abstractmethod
     def warm_up(self, progress: Progress, *, prompt: str = "", cameras: int = 3) -> None:
         """Run every path once so that the first real step is no slower than the others.
+
+        All but the resize: only a step says how large the cameras' images are.
 
         Args:
             progress: Told what is being warmed.

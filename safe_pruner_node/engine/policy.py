@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import groupby, product
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safe_pruner_node.engine import stages
 from safe_pruner_node.engine.base import Engine, Progress
 from safe_pruner_node.engine.fp8 import is_fp8
 from safe_pruner_node.engine.report import step_report
 from safe_pruner_node.engine.runner import Runner
-from safe_pruner_node.engine.session import PolicySession, camera_context
+from safe_pruner_node.engine.session import PolicySession, SessionStep, camera_context
+from safe_pruner_node.engine.staging import Staging
 from safe_pruner_node.engine.timing import StageTimer
 from safe_pruner_node.engine.warm_up import (
     TYPICAL_PROMPT,
@@ -27,7 +28,7 @@ from safe_pruner_node.engine.warm_up import (
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
-from safe_pruner_node.pi05.transforms import NormStats, to_model_images
+from safe_pruner_node.pi05.transforms import NormStats
 from safe_pruner_node.pruning.settings import PrunerSettings
 from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
 
@@ -73,6 +74,7 @@ class PolicyEngine(Engine):
         self._stats: NormStats = checkpoint.norm_stats
         self._tokenizer = tokenizer
         self._session = PolicySession(checkpoint.model, pruner, flow_steps, runner)
+        self._staging = Staging(checkpoint.model.device)
         self._seed = seed
         self._state_in_prompt = state_in_prompt
         self._episode = 0
@@ -85,30 +87,33 @@ class PolicyEngine(Engine):
         self._check(inputs)
         if self._expected is not None:
             self._expected = _Expected(inputs.prompt, len(inputs.images))
-        if noise is None:
-            noise = self._noise()
         config = self._checkpoint.config
-        if noise.shape != (config.horizon, config.action_dim):
+        if noise is not None and noise.shape != (config.horizon, config.action_dim):
             expected = f"[{config.horizon}, {config.action_dim}]"
             raise ConfigError("noise", "shape", list(noise.shape), expected)
         return self._run(self._session, inputs, noise)
 
     def _run(
-        self, session: PolicySession, inputs: PolicyInput, noise: NDArray[np.float64]
+        self, session: PolicySession, inputs: PolicyInput, noise: NDArray[np.float64] | None
     ) -> tuple[FloatArray, StepReport]:
         config, device = self._checkpoint.config, self._checkpoint.model.device
-        timer = StageTimer(device)
-        with timer.stage("upload"):
-            pixels = _upload(inputs.images.values(), device)  # [cameras, h, w, 3] each
-            x_0 = torch.from_numpy(noise)[None]  # [1, H, A]
-            x_0 = x_0.to(device, torch.float32, non_blocking=True)
-        with timer.stage("resize"):
-            origin = self._checkpoint.origin
-            images = [to_model_images(batch, self.image_side, origin) for batch in pixels]
-            batch = torch.cat(images)  # [C, 3, S, S]
+        runner, timer = session.runner, StageTimer(device)
+        with timer.stage("resize", runner):
+            images = enumerate(inputs.images.values())
+            pixels = [self._staging.on_device(camera, image) for camera, image in images]
+            fixed = (self.image_side, self._checkpoint.origin)
+            batch = runner.run(stages.fit, fixed, pixels)  # [C, 3, S, S]
+        # A view is no stage's result to the runner: what follows does not depend on the cameras'
+        # resolution, and need not be captured again for another one.
+        z = session.see(batch.view_as(batch), timer)
+        # Only now, because a GPU is busy seeing while this is made ready.
         with timer.stage("tokenize"):
             state = self._stats.normalize_state(inputs.state) if self._state_in_prompt else None
             tokens = torch.from_numpy(self._tokenizer.encode(inputs.prompt, state))[None]  # [1, T]
+            if noise is None:
+                noise = self._noise()
+            x_0 = torch.from_numpy(noise)[None]  # [1, H, A]
+            x_0 = x_0.to(device, torch.float32, non_blocking=True)
         context = camera_context(
             inputs.prompt,
             list(inputs.images),
@@ -116,12 +121,17 @@ class PolicyEngine(Engine):
             [image.shape[:2] for image in inputs.images.values()],
             self._checkpoint.identity,
         )
-        step = session.step(batch, tokens, x_0, context, timer)
+        step = session.act(z, tokens, x_0, context, timer)
         with timer.stage("postprocess"):
-            normalised = step.actions[0].cpu().double().numpy()  # [H, A]
+            step = _on_host(step)
+            normalised = step.actions[0].double().numpy()  # [H, A]
             actions = self._stats.unnormalize_actions(normalised)
         report = step_report(step, session.settings, config, timer.milliseconds(), self.describe())
         return actions, report
+
+    def place(self, camera: int, image: RgbImage) -> RgbImage:
+        """Begin to bring an image to the device; see `Engine.place`."""
+        return self._staging.place(camera, image)
 
     def reset(self) -> None:
         """Begin a new episode; see `Engine.reset`."""
@@ -209,16 +219,17 @@ class PolicyEngine(Engine):
             raise ConfigError("observation", "state", inputs.state.tolist(), "finite numbers")
 
 
-def _upload(images: Iterable[RgbImage], device: torch.device) -> list[Tensor]:
-    """Images on the device, neighbours of the same size together: [cameras, h, w, 3] each, uint8.
+def _on_host(step: SessionStep) -> SessionStep:
+    """A step with its results on the host, where all are waited for at once."""
+    if step.actions.device.type == "cpu":
+        return step
+    keep = step.decision.keep
+    actions, kept = _begin_read(step.actions), None if keep is None else _begin_read(keep)
+    torch.cuda.current_stream(step.actions.device).synchronize()
+    return replace(step, actions=actions, decision=replace(step.decision, keep=kept))
 
-    A quarter of what fp32 would be to copy, and one resize for all of a size.
-    """
-    batches = []
-    for shape, group in groupby(images, lambda image: image.shape):
-        alike = list(group)
-        # Pinned, so that the copy to the device is one and nobody waits for it.
-        batch = torch.empty(len(alike), *shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        np.stack(alike, out=batch.numpy())
-        batches.append(batch.to(device, non_blocking=True))
-    return batches
+
+def _begin_read(values: Tensor) -> Tensor:
+    """A copy in pinned memory, whole when the stream has come to here."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)

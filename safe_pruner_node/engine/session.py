@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -89,7 +88,6 @@ class PolicySession:
         self.pruner.reset()
         self.query = 0
 
-    @torch.inference_mode()
     def step(
         self,
         images: Tensor,
@@ -98,23 +96,56 @@ class PolicySession:
         context: Context,
         timer: StageTimer | None = None,
     ) -> SessionStep:
-        """Run one policy query.
+        """Run one policy query: `see`, then `act`.
 
         Args:
-            images: One image per camera in prefix order, [C, 3, S, S] in [-1, 1].
-            tokens: Text tokens without padding, [1, T], on any device.
-            noise: Initial noise, [1, H, A].
-            context: Identity of the scene; its cameras are those of `images`.
+            images: As for `see`.
+            tokens: As for `act`.
+            noise: As for `act`.
+            context: As for `act`.
             timer: Told the stages; None times nothing.
 
         Raises:
             ConfigError: The camera floors do not fit the cameras.
         """
         timer = timer or StageTimer(noise.device)
+        return self.act(self.see(images, timer), tokens, noise, context, timer)
+
+    @torch.inference_mode()
+    def see(self, images: Tensor, timer: StageTimer) -> Tensor:
+        """The first half of a query: the vision tower.
+
+        On a GPU it is only begun: what `act` needs can be made ready meanwhile.
+
+        Args:
+            images: One image per camera in prefix order, [C, 3, S, S] in [-1, 1].
+            timer: Told the stage.
+
+        Returns:
+            Projector outputs [N_vis, D], for the `act` that comes next.
+        """
+        with timer.stage("vision", self.runner):
+            z: Tensor = self.runner.run(stages.see, (self.model,), images)
+        return z
+
+    @torch.inference_mode()
+    def act(
+        self, z: Tensor, tokens: Tensor, noise: Tensor, context: Context, timer: StageTimer
+    ) -> SessionStep:
+        """The second half of a query: prefix and flow.
+
+        Args:
+            z: What `see` gave, [N_vis, D].
+            tokens: Text tokens without padding, [1, T], on any device.
+            noise: Initial noise, [1, H, A].
+            context: Identity of the scene; its cameras are those that were seen.
+            timer: Told the stages.
+
+        Raises:
+            ConfigError: The camera floors do not fit the cameras.
+        """
         with timer.stage("tokenize"):
             prompt = self._prompt(tokens).to(noise.device)
-        with self._stage(timer, "vision"):
-            z = self.runner.run(stages.see, (self.model,), images)  # [N_vis, D]
         if self.pruner.layer is None:
             actions = self._full_step(z, prompt, noise, timer)
             decision = Decision()
@@ -133,19 +164,10 @@ class PolicySession:
         bucket = self.runner.prompt_bucket
         return Prompt(tokens) if bucket is None else Prompt(tokens).padded(bucket)
 
-    @contextmanager
-    def _stage(self, timer: StageTimer, name: str) -> Iterator[None]:
-        """Time a stage; what the runner did for the first time is booked as ``capture``."""
-        before = self.runner.capture_ms
-        with timer.stage(name):
-            yield
-        if spent := self.runner.capture_ms - before:
-            timer.move(spent, name, "capture")
-
     def _full_step(self, z: Tensor, prompt: Prompt, noise: Tensor, timer: StageTimer) -> Tensor:
-        with self._stage(timer, "prefill"):
+        with timer.stage("prefill", self.runner):
             cache = self.runner.run(stages.read, (self.model,), z, prompt)
-        with self._stage(timer, "denoise"):
+        with timer.stage("denoise", self.runner):
             fixed = (self.model, self.schedule, len(z), None)
             actions, _ = self.runner.run(stages.denoise, fixed, cache, noise, None, prompt)
         return actions
@@ -155,16 +177,16 @@ class PolicySession:
     ) -> tuple[Tensor, Decision]:
         model, settings, run = self.model, self.settings, self.runner.run
         n_visual = len(scene.z)
-        with self._stage(timer, "match"):
+        with timer.stage("match", self.runner):
             self.pruner.begin(scene)
-        with self._stage(timer, "prefill_early"):
+        with timer.stage("prefill_early", self.runner):
             early = run(stages.read_early, (model, layer), scene.z, prompt)
         view, probed = self._early_view(scene, early, prompt, noise, timer)
-        with self._stage(timer, "select"):
+        with timer.stage("select", self.runner):
             decision = self.pruner.decide(view)
-        with self._stage(timer, "prefill_late"):
+        with timer.stage("prefill_late", self.runner):
             cache = run(stages.prefill_late, (model,), early, decision.keep)
-        with self._stage(timer, "denoise"):
+        with timer.stage("denoise", self.runner):
             deep = None
             if decision.capture_deep:
                 deep = DeepSettings(
@@ -186,7 +208,7 @@ class PolicySession:
         if self.settings.query_rows != "action_probe":
             query, keys = early.text_query, early.cache[-1][0]
             return EarlyView(scene, query, keys, prompt.slots, early.prompt_valid), None
-        with self._stage(timer, "denoise"):  # the first layers of its first step, only earlier
+        with timer.stage("denoise", self.runner):  # its first layers of the first step, earlier
             fixed = (self.model, self.schedule, len(scene.z))
             probed = self.runner.run(stages.probe, fixed, early, noise, prompt)
         query, keys = probed.queries[-1], probed.keys

@@ -1,4 +1,4 @@
-"""The stages of a policy step that run the model: pure functions that a `Runner` may capture.
+"""The stages of a policy step on the device: pure functions that a `Runner` may capture.
 
 So none of them reads a value back, makes a tensor out of Python numbers on the host, or keeps
 anything. Arguments that are no tensors come first: they are what a `Runner` calls fixed.
@@ -10,6 +10,7 @@ K visual tokens kept, D VLM width, H horizon, A action_dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -25,6 +26,22 @@ from safe_pruner_node.engine.flow import (
 from safe_pruner_node.engine.prefix import EarlyPrefix
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.pi05.model import KeyValue, Pi05
+from safe_pruner_node.pi05.transforms import Origin, to_model_images
+
+
+def fit(size: int, origin: Origin, pixels: Sequence[Tensor]) -> Tensor:
+    """Fit camera images into the squares that the model sees; see `to_model_images`.
+
+    Args:
+        size: Pixels per side of a square, S.
+        origin: Whose resize to use.
+        pixels: One image per camera, [h, w, 3] uint8; neighbours of one size are resized together.
+
+    Returns:
+        fp32 in [-1, 1], [C, 3, S, S].
+    """
+    alike = [torch.stack(list(group)) for _, group in groupby(pixels, lambda image: image.shape)]
+    return torch.cat([to_model_images(batch, size, origin) for batch in alike])
 
 
 def see(model: Pi05, images: Tensor) -> Tensor:

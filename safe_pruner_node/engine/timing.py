@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from safe_pruner_node.engine.runner import Runner
+
 
 class StageTimer:
     """Adds up the time of named stages, in the order in which they first ran.
@@ -25,8 +27,21 @@ class StageTimer:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the enclosed work and add it to `name`."""
+    def stage(self, name: str, runner: Runner | None = None) -> Iterator[None]:
+        """Time the enclosed work and add it to `name`.
+
+        Args:
+            name: Of the stage.
+            runner: Runs it; what it did for the first time is booked as ``capture``.
+        """
+        before_ms = 0.0 if runner is None else runner.capture_ms
+        with self._timed(name):
+            yield
+        if runner is not None and (spent_ms := runner.capture_ms - before_ms):
+            self.move(spent_ms, name, "capture")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         self._ms.setdefault(name, 0.0)
         if self._cuda:
             start = torch.cuda.Event(enable_timing=True)

@@ -23,10 +23,9 @@ from safe_pruner_node.types import StepReport
 VANILLA, KEYFRAME, PRUNED = "vanilla", "SAFE keyframe", "SAFE pruned"
 
 STAGES = (
-    "upload",
     "resize",
-    "tokenize",
     "vision",
+    "tokenize",
     "prefill",
     "match",
     "prefill_early",

@@ -25,7 +25,7 @@ from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Pruner, 
 from safe_pruner_node.pruning.early import Vote, early_saliency
 from safe_pruner_node.pruning.matching import unit_rows
 from safe_pruner_node.pruning.settings import QUERY_ROWS, PrunerSettings
-from safe_pruner_node.types import FloatArray, PolicyInput, StepReport
+from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,12 @@ class RecordingSession(PolicySession):
         self.settings = settings
         self.reset()
 
-    def step(
-        self,
-        images: Tensor,
-        tokens: Tensor,
-        noise: Tensor,
-        context: Context,
-        timer: StageTimer | None = None,
+    def act(
+        self, z: Tensor, tokens: Tensor, noise: Tensor, context: Context, timer: StageTimer
     ) -> SessionStep:
-        """Run one query with every token; see `PolicySession.step`."""
+        """Run one query with every token; see `PolicySession.act`."""
         self.early = {}
-        return super().step(images, tokens, noise, context, timer)
+        return super().act(z, tokens, noise, context, timer)
 
     def _early_view(
         self, scene: Scene, early: EarlyPrefix, prompt: Prompt, noise: Tensor, timer: StageTimer
@@ -156,6 +151,10 @@ class RecordingEngine(PolicyEngine):
         """Begin a new episode with an empty list."""
         super().reset()
         self.queries = []
+
+    def place(self, camera: int, image: RgbImage) -> RgbImage:  # noqa: ARG002 - see `Engine.place`
+        """The image itself: `queries` keeps what was shown, beyond the camera's next image."""
+        return image
 
     def step(
         self, inputs: PolicyInput, noise: NDArray[np.float64] | None = None

@@ -449,7 +449,8 @@ class WorkerClient:
 
     def _finish(self, message: StepResult) -> None:
         now_s = time.monotonic()
-        request = self._request
+        with self._lock:  # the answer may be here before `submit` has noted its request
+            request = self._request
         if request is None or request.seq != message.seq:
             return
         # Copied before the worker becomes idle: the next request overwrites this memory.

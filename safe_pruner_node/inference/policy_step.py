@@ -15,7 +15,7 @@ from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.overlay import draw_overlay, encode_jpeg
 from safe_pruner_node.robot.calibration import Undistorter
 from safe_pruner_node.robot.codecs import image_to_rgb
-from safe_pruner_node.robot.config import RobotConfig
+from safe_pruner_node.robot.config import CameraConfig, RobotConfig
 from safe_pruner_node.types import (
     ActionChunk,
     CameraFrame,
@@ -64,7 +64,8 @@ class PolicyStep:
     def __init__(self, engine: Engine, robot: RobotConfig, *, threads: int = 1) -> None:
         self.engine = engine
         self.robot = robot
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="image")
+        # The thread that asks decodes too.
+        self._pool = ThreadPoolExecutor(threads - 1, "image") if threads > 1 else None
         calibrations = {camera.name: camera.load_calibration() for camera in robot.cameras}
         self._undistorters = {
             name: Undistorter(calibration)
@@ -101,11 +102,9 @@ class PolicyStep:
         """
         before = _StageTimes()
         after = _StageTimes()
-        with before.stage("decode"):
-            images = self._decode(observation)
         try:
-            with before.stage("undistort"):
-                images = self._undistort(images)
+            with before.stage("decode"):
+                images = self._images(observation.frames)
             state = self.robot.layout.to_policy_state(observation.state)
             inputs = PolicyInput(images, state, observation.prompt)
             actions, report = self.engine.step(inputs, noise)
@@ -126,7 +125,9 @@ class PolicyStep:
         return StepOutput(chunk, replace(report, stage_ms=stage_ms), overlays)
 
     def rehearse(self, prompt: str = "") -> tuple[int, int]:
-        """Run one query on grey images at the home pose, then begin a fresh session.
+        """Run one query on grey frames at the home pose, then begin a fresh session.
+
+        The frames are what the cameras send: the engine sees images as large as they will be.
 
         So a checkpoint that does not fit the robot is found now and not by the first real
         observation, and the first real step is no slower than the others.
@@ -140,12 +141,9 @@ class PolicyStep:
         Raises:
             ConfigError: Checkpoint and robot do not fit.
         """
-        images: dict[str, RgbImage] = {
-            camera.name: np.full((camera.height, camera.width, 3), 127, np.uint8)
-            for camera in self.robot.cameras
-        }
+        images = self._images({camera.name: _grey(camera) for camera in self.robot.cameras})
         state = self.robot.layout.to_policy_state(self.robot.home)
-        inputs = PolicyInput(self._undistort(images), state, prompt or _REHEARSAL_PROMPT)
+        inputs = PolicyInput(images, state, prompt or _REHEARSAL_PROMPT)
         actions, _ = self.engine.step(inputs)
         horizon, action_dim = actions.shape
         if action_dim != self.robot.layout.dof:
@@ -159,18 +157,32 @@ class PolicyStep:
         self.engine.reset()
         return horizon, action_dim
 
-    def _decode(self, observation: Observation) -> dict[str, RgbImage]:
-        """RGB images in the policy's camera order, as large as they have to be."""
-        names = [camera.name for camera in self.robot.cameras]
-        frames = [observation.frames.get(name) for name in names]
-        enough = [self._enough[name] for name in names]
-        return dict(zip(names, self._pool.map(_decode, names, frames, enough), strict=True))
+    def _images(self, frames: Mapping[str, CameraFrame]) -> dict[str, RgbImage]:
+        """What `PolicyInput` takes, in the policy's camera order, decoded side by side.
 
-    def _undistort(self, images: Mapping[str, RgbImage]) -> dict[str, RgbImage]:
-        return {
-            name: self._undistorters[name].apply(image) if name in self._undistorters else image
-            for name, image in images.items()
-        }
+        The first image, the head camera's and the largest, is decoded right here: no other thread
+        has to wake up for it, nor to wake this one.
+        """
+        names = [camera.name for camera in self.robot.cameras]
+        if self._pool is None:
+            return {name: self._image(i, name, frames) for i, name in enumerate(names)}
+        others = [
+            self._pool.submit(self._image, i, name, frames)
+            for i, name in enumerate(names[1:], start=1)
+        ]
+        try:
+            first = self._image(0, names[0], frames)
+        finally:
+            for other in others:
+                other.exception()  # done, whatever came of it: the next query finds nobody here
+        return dict(zip(names, [first, *(other.result() for other in others)], strict=True))
+
+    def _image(self, camera: int, name: str, frames: Mapping[str, CameraFrame]) -> RgbImage:
+        """One camera's image as large as it has to be, undistorted, on its way to the device."""
+        image = _decode(name, frames.get(name), self._enough[name])
+        if name in self._undistorters:
+            image = self._undistorters[name].apply(image)
+        return self.engine.place(camera, image)
 
 
 class _StageTimes:
@@ -193,6 +205,15 @@ def _decode(camera: str, frame: CameraFrame | None, enough: int | None) -> RgbIm
         return image_to_rgb(frame, enough=enough)
     except ConfigError as error:
         raise InputError(f"camera {camera}: {error}") from error
+
+
+def _grey(camera: CameraConfig) -> CameraFrame:
+    """A frame as the camera's driver sends it."""
+    image: RgbImage = np.full((camera.height, camera.width, 3), 127, np.uint8)
+    if camera.type == "CompressedImage":
+        return CameraFrame(encode_jpeg(image), "jpeg", 0, 0, 0, 0, 0)
+    height, width = image.shape[:2]
+    return CameraFrame(image.tobytes(), "rgb8", height, width, 3 * width, 0, 0)
 
 
 def _draw_overlays(images: Mapping[str, RgbImage], report: StepReport) -> dict[str, bytes]:

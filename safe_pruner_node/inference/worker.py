@@ -7,21 +7,26 @@ control process sees a closed socket or a missed deadline and starts another one
 from __future__ import annotations
 
 import faulthandler
+import gc
 import pickle
+import select
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from ctypes import Array
-from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 import cv2
 
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
-from safe_pruner_node.inference.process import die_with_parent, yield_to_control
+from safe_pruner_node.inference.process import (
+    die_with_parent,
+    keep_freed_memory,
+    yield_to_control,
+)
 from safe_pruner_node.inference.protocol import (
     HANG_SIGNAL,
     MESSAGE_BYTES_MAX,
@@ -72,6 +77,7 @@ def worker_main(
     """
     die_with_parent(parent_pid)
     yield_to_control(settings.niceness)
+    keep_freed_memory()
     faulthandler.enable()
     faulthandler.register(HANG_SIGNAL)
     cv2.setNumThreads(settings.threads)
@@ -113,12 +119,17 @@ class _Worker:
         self._progress("rehearsing one step", 0.9)
         self._policy = PolicyStep(engine, robot, threads=settings.threads)
         horizon, action_dim = self._policy.rehearse(settings.prompt)
+        # What is here stays: a collection that looks through all of torch costs a step or two.
+        gc.collect()
+        gc.freeze()
         _send(channel, Ready(engine.describe(), checkpoint_id, horizon, action_dim))
 
     def serve(self) -> None:
         """Answer messages until told to stop or until the control process is gone."""
+        arrivals = select.poll()
+        arrivals.register(self._channel, select.POLLIN)
         while True:
-            if not wait([self._channel], self._settings.heartbeat_s):
+            if not arrivals.poll(self._settings.heartbeat_s * 1e3):
                 _send(self._channel, Heartbeat())
                 continue
             packet = self._channel.recv(MESSAGE_BYTES_MAX)

@@ -47,7 +47,7 @@ from safe_pruner_node.nodes.session import RobotSession, SessionSettings
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
 from safe_pruner_node.realtime import SERVICE_PRIORITY, request_realtime
 from safe_pruner_node.resources import resource
-from safe_pruner_node.robot.config import load_robot_config
+from safe_pruner_node.robot.config import RobotConfig, load_robot_config
 
 NODE_NAME = "safe_pruner"
 
@@ -207,30 +207,9 @@ class PolicyNode(LifecycleNode):
         require_robot_messages()
         robot = load_robot_config(parameters.robot_config or resource("config/astribot_s1.yaml"))
         check_topic_types(self, robot)
-        threads = parameters.worker_threads or default_worker_threads()
-        engine = EngineSettings(
-            checkpoint=Path(parameters.checkpoint).expanduser(),
-            asset_id=parameters.asset_id or None,
-            tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
-            device=parameters.device,
-            dtype=parameters.dtype,
-            pruner=_pruner_settings(parameters),
-            flow_steps=parameters.flow_steps or None,
-            threads=threads,
-            seed=parameters.seed,
-            state_in_prompt=robot.policy.state_in_prompt,
-            state_dim=robot.layout.dof,
-            action_dim=robot.layout.dof,
-        )
         settings = SessionSettings(
             robot=robot,
-            worker=WorkerSettings(
-                engine=engine,
-                robot_config=robot.path,
-                prompt=parameters.prompt,
-                threads=min(threads, len(robot.cameras)),  # one per image
-                niceness=parameters.worker_niceness,
-            ),
+            worker=worker_settings(parameters, robot),
             control_rate_hz=parameters.control_rate_hz or robot.control.rate_hz,
             query_rate_hz=parameters.query_rate_hz or robot.control.query_rate_hz,
             prompt=parameters.prompt,
@@ -422,6 +401,36 @@ class PolicyNode(LifecycleNode):
         if self._session is None or self._loop is None:
             raise ConfigError(f"~/{service}", "", "a node that is not active", "it activated")
         return self._session
+
+
+def worker_settings(parameters: PolicyNodeParameters, robot: RobotConfig) -> WorkerSettings:
+    """The worker that a node of these parameters runs.
+
+    Raises:
+        ConfigError: A value does not fit, or the pruner's preset is not there.
+    """
+    threads = parameters.worker_threads or default_worker_threads()
+    engine = EngineSettings(
+        checkpoint=Path(parameters.checkpoint).expanduser(),
+        asset_id=parameters.asset_id or None,
+        tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
+        device=parameters.device,
+        dtype=parameters.dtype,
+        pruner=_pruner_settings(parameters),
+        flow_steps=parameters.flow_steps or None,
+        threads=threads,
+        seed=parameters.seed,
+        state_in_prompt=robot.policy.state_in_prompt,
+        state_dim=robot.layout.dof,
+        action_dim=robot.layout.dof,
+    )
+    return WorkerSettings(
+        engine=engine,
+        robot_config=robot.path,
+        prompt=parameters.prompt,
+        threads=min(threads, len(robot.cameras)),  # one per image
+        niceness=parameters.worker_niceness,
+    )
 
 
 def default_worker_threads() -> int:

@@ -8,7 +8,7 @@ wide; such an image differs by one grey level here and there, as it does between
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -44,12 +44,14 @@ def _resize_axis(pixels: Tensor, axis: int, length: int) -> Tensor:
     return rounded.to(torch.uint8)
 
 
-@lru_cache(maxsize=32)
+@cache
 def _taps(n_in: int, n_out: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which old pixels make a new one, and how much of each: int32, [n_out, T] both.
 
     In Pillow's order of operations (`precompute_coeffs`, `normalize_coeffs_8bpc`), because a
     weight that differs in its last bit may round a pixel the other way.
+
+    Kept for good: a captured graph reads the tensors where they are.
     """
     scale = n_in / n_out
     reach = max(scale, 1.0)  # half the width of the triangle, old pixels

@@ -7,7 +7,7 @@ and `resize_with_pad_torch`. A checkpoint gets the treatment it was trained with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -213,11 +213,12 @@ def _squares(pixels: Tensor, size: int) -> Tensor:
     return resize_with_pad_tensor(pixels, size)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _levels(device: torch.device) -> Tensor:
     """What the model gets for each of the 256 grey levels, fp32.
 
     A table, because a GPU divides by a constant as it multiplies by its reciprocal: other bits.
+    Kept for good: a captured graph reads it where it is.
     """
     return (torch.arange(256.0) / 255.0 * 2.0 - 1.0).to(device)
 

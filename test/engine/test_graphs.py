@@ -193,9 +193,15 @@ def test_engine_on_graphs(small_checkpoint):
     theirs = PolicyEngine(checkpoint, tokenizer, safe)
     ours.warm_up(lambda *_: None, prompt="pick up the red cube")
     random = np.random.default_rng(0)
-    for _ in range(3):
+    for t in range(4):
         images = {name: random.integers(0, 256, (90, 160, 3), np.uint8) for name in ("a", "b", "c")}
         inputs = PolicyInput(images, random.uniform(-1, 1, 16), "pick up the red cube")
+        if t == 0:  # the resolution of the images is new
+            assert ours.step(inputs)[1].stage_ms["capture"] > 0.0
+            ours.reset()
+            theirs.step(inputs)
+            theirs.reset()
+            continue
         (a, report), (b, eager) = ours.step(inputs), theirs.step(inputs)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
         assert list(report.stage_ms) == list(eager.stage_ms)

@@ -19,12 +19,11 @@ from safe_pruner_node.types import PolicyInput
 ROBOT = load_preset(None, "robot")
 SAFE = replace(ROBOT, gamma=-1.0, camera_floor=4)
 STAGES = {
-    "vanilla": ["upload", "resize", "tokenize", "vision", "prefill", "denoise", "postprocess"],
+    "vanilla": ["resize", "vision", "tokenize", "prefill", "denoise", "postprocess"],
     "safe": [
-        "upload",
         "resize",
-        "tokenize",
         "vision",
+        "tokenize",
         "match",
         "prefill_early",
         "select",
@@ -85,6 +84,22 @@ def test_images_may_be_read_only_and_views(build):
     expected, _ = build().step(inputs, noise)
     actions, _ = build().step(replace(inputs, images=flipped), noise)
     np.testing.assert_array_equal(actions, expected)
+
+
+def test_placed_images_are_the_images(build):
+    """Whichever of them were placed before the step."""
+    inputs, noise = view(), np.random.default_rng(5).standard_normal((50, 32))
+    expected, _ = build().step(inputs, noise)
+    for cameras in ((), (0,), (0, 1, 2)):
+        engine = build()
+        engine.step(view(1))  # what was placed for it is in the way
+        engine.reset()
+        images = {
+            name: engine.place(camera, image) if camera in cameras else image
+            for camera, (name, image) in enumerate(inputs.images.items())
+        }
+        actions, _ = engine.step(replace(inputs, images=images), noise)
+        np.testing.assert_array_equal(actions, expected)
 
 
 def test_cameras_of_any_sizes_keep_their_places(build):

@@ -49,9 +49,16 @@ def view(t, cameras=2, prompt=PROMPT, lowest=-1.5):
     return PolicyInput(images, random.uniform(lowest, 1.5, 16), prompt)
 
 
+def warm_up(engine, progress=lambda *_: None):
+    """As the worker does it: only a step knows the cameras' resolution."""
+    engine.warm_up(progress, prompt=PROMPT, cameras=2)
+    engine.step(view(0))
+    engine.reset()
+
+
 def test_every_step_after_it_finds_its_captures(engine):
     told = []
-    engine.warm_up(lambda *line: told.append(line), prompt=PROMPT, cameras=2)
+    warm_up(engine, lambda *line: told.append(line))
     runner = engine._session.runner
     warm = runner.captures
     kinds, sizes = set(), set()
@@ -88,8 +95,19 @@ def test_a_new_bucket_is_captured_once_and_said(engine):
     assert "capture" not in again.stage_ms
 
 
+def test_another_resolution_costs_the_resize_alone(engine):
+    """And is said; the model's stages see what they saw."""
+    warm_up(engine)
+    captures = engine._session.runner.captures
+    larger = {name: image.repeat(2, 0).repeat(2, 1) for name, image in view(1).images.items()}
+    _, first = engine.step(replace(view(1), images=larger))
+    assert first.stage_ms["capture"] > 0.0
+    assert engine._session.runner.captures == captures + 1
+    assert "capture" not in engine.step(replace(view(2), images=larger))[1].stage_ms
+
+
 def test_another_method_is_captured_when_it_is_set(engine):
-    engine.warm_up(lambda *_: None, prompt=PROMPT, cameras=2)
+    warm_up(engine)
     others = [
         replace(SAFE, rho=0.5),
         replace(SAFE, query_rows="action_probe"),

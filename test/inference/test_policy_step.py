@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 
 import conftest
 import cv2
 import numpy as np
 import pytest
+import torch
 import worker_fakes
 import yaml
 
+from safe_pruner_node.engine.build import load_policy
+from safe_pruner_node.engine.graphs import GraphRunner
+from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.overlay import draw_overlay
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
 from safe_pruner_node.robot.calibration import Undistorter
 from safe_pruner_node.robot.codecs import image_to_rgb
+from safe_pruner_node.types import CameraFrame
+
+CPU = torch.device("cpu")
 
 
 class SeeingEngine(worker_fakes.FakeEngine):
@@ -149,7 +158,7 @@ def test_frame_of_another_resolution_than_calibrated_is_one_line(engine, distort
 def test_report_has_every_stage_in_order(engine, robot, observe):
     step = PolicyStep(engine, robot)
     without = step.run(observe(), 0, want_overlay=False)
-    assert list(without.report.stage_ms) == ["decode", "undistort", "model", "to_robot"]
+    assert list(without.report.stage_ms) == ["decode", "model", "to_robot"]
     assert without.overlays == {}
     assert all(milliseconds >= 0 for milliseconds in without.report.stage_ms.values())
 
@@ -161,6 +170,97 @@ def test_overlays_are_jpegs_of_every_camera(engine, robot, observe):
     for camera in robot.cameras:
         image = cv2.imdecode(np.frombuffer(output.overlays[camera.name], np.uint8), 1)
         assert image.shape[1] == min(480, camera.width)
+
+
+def test_images_are_decoded_side_by_side(engine, robot, observe):
+    """With as many threads as images each waits here for the two others."""
+    meeting = threading.Barrier(3)
+
+    def place(_camera, image):
+        meeting.wait(conftest.PATIENCE_S)
+        return image
+
+    engine.place = place
+    PolicyStep(engine, robot, threads=3).run(observe(), 0, want_overlay=False)
+    assert not meeting.broken
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_more_images_at_a_time_than_threads(engine, robot, observe, threads):
+    busy = []
+    most = 0
+
+    def place(camera, image):
+        nonlocal most
+        busy.append(camera)
+        most = max(most, len(busy))
+        time.sleep(0.01)  # a chance for one too many
+        busy.remove(camera)
+        return image
+
+    engine.place = place
+    PolicyStep(engine, robot, threads=threads).run(observe(), 0, want_overlay=False)
+    assert most <= threads
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_engine_steps_on_what_it_placed(engine, robot, observe, threads):
+    """Each image in its camera's place of the prefix, whichever thread decodes it."""
+    placed = {}
+
+    def place(camera, image):
+        placed[camera] = image.copy()
+        return placed[camera]
+
+    engine.place = place
+    PolicyStep(engine, robot, threads=threads).run(observe(), 0, want_overlay=False)
+    for camera, image in enumerate(engine.seen.images.values()):
+        assert image is placed[camera]
+
+
+@pytest.mark.parametrize("bad", ["head", "left_wrist"])
+def test_a_bad_frame_is_raised_when_nobody_decodes_any_more(engine, robot, observe, bad):
+    """Else the next query's images would meet this one's on their way to the device."""
+    placed = []
+
+    def place(camera, image):
+        time.sleep(0.05)  # the bad frame is known long before
+        placed.append(camera)
+        return image
+
+    engine.place = place
+    broken = {bad: conftest.frame_of(b"not\xff\xd9")}
+    with pytest.raises(InputError, match=f"camera {bad}: .* do not decode"):
+        PolicyStep(engine, robot, threads=3).run(observe(**broken), 0, want_overlay=False)
+    assert len(placed) == 2
+
+
+@pytest.mark.parametrize("kind", ["CompressedImage", "Image"])
+def test_rehearsal_is_on_images_as_large_as_the_cameras_will_be(engine, robot, observe, kind):
+    """A JPEG of 1280x720 is decoded at half its size, a raw frame is not."""
+    cameras = tuple(dataclasses.replace(camera, type=kind) for camera in robot.cameras)
+    step = PolicyStep(engine, dataclasses.replace(robot, cameras=cameras))
+    step.rehearse()
+    rehearsed = [image.shape for image in engine.seen.images.values()]
+    frames = {} if kind == "CompressedImage" else {c.name: raw_frame(c) for c in robot.cameras}
+    step.run(observe(**frames), 0, want_overlay=False)
+    assert rehearsed == [image.shape for image in engine.seen.images.values()]
+
+
+def raw_frame(camera):
+    data = bytes(3 * camera.width * camera.height)
+    return CameraFrame(data, "bgr8", camera.height, camera.width, 3 * camera.width, 777, 1)
+
+
+def test_no_real_step_captures_anything_after_the_rehearsal(robot, observe, small_checkpoint):
+    settings = EngineSettings(small_checkpoint, device="cpu", threads=1)
+    engine = PolicyEngine(*load_policy(settings), settings.pruner, runner=GraphRunner(CPU))
+    step = PolicyStep(engine, robot)
+    engine.warm_up(lambda *_: None, prompt="stand still")
+    step.rehearse("stand still")
+    for _ in range(2):
+        report = step.run(observe(), 0, want_overlay=False).report
+        assert "capture" not in report.stage_ms
 
 
 def test_rehearsal_tells_the_sizes_and_leaves_a_fresh_session(engine, robot, observe):

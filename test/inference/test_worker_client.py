@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import worker_fakes
 
 from safe_pruner_node.errors import ConfigError
+from safe_pruner_node.inference import client
 from safe_pruner_node.inference.client import WorkerState
 from safe_pruner_node.inference.events import WorkerProgress, WorkerReady, WorkerResult
 from safe_pruner_node.inference.protocol import WorkerSettings
@@ -131,3 +133,19 @@ def test_overlays_come_through_shared_memory_whole(launch, observe, robot):
 def test_settings_out_of_range_are_one_line(settings, key, value):
     with pytest.raises(ConfigError, match=f"worker.{key}: found {value}"):
         WorkerSettings(settings.engine, settings.robot_config, **{key: value})
+
+
+def test_an_answer_that_overtakes_the_note_of_its_request_arrives(launch, observe, monkeypatch):
+    """The caller's thread may lose the processor as soon as it has sent."""
+    watched = launch(worker_fakes.good)
+    watched.wait_for(WorkerReady)
+    send = client._send
+
+    def send_and_be_suspended(channel, packet):
+        sent = send(channel, packet)
+        time.sleep(0.3)
+        return sent
+
+    monkeypatch.setattr(client, "_send", send_and_be_suspended)
+    assert watched.submit(observe())
+    assert watched.wait_for(WorkerResult).seq == 1

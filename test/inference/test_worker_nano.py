@@ -66,7 +66,7 @@ def test_steps_prunes_resets_and_survives_a_kill(launch, nano, observe, robot):
         keyframe.chunk.actions, first_chunk_in_process(nano, robot, observe()), atol=1e-6
     )
     stages = list(keyframe.report.stage_ms)
-    assert stages[:2] == ["decode", "undistort"]
+    assert stages[:3] == ["decode", "resize", "vision"]
     assert stages[-1] == "to_robot"
     assert sum(keyframe.report.stage_ms.values()) <= keyframe.worker_ms
 

@@ -1,6 +1,7 @@
 """Messages to arrays and back; images against OpenCV, rosbags-image and, on a robot, cv_bridge."""
 
 import dataclasses
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,6 +230,26 @@ def test_decoded_whole_where_half_will_not_do(height, width, extension, enough):
     np.testing.assert_array_equal(at_least(message, enough), decode(message))
 
 
+def thumbnail():
+    """EXIF as cameras write it: with a whole small JPEG inside."""
+    data = BytesIO()
+    Image.fromarray(smooth(48, 80)).save(data, "JPEG")
+    return b"Exif\0\0" + data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"progressive": True}, {"exif": thumbnail()}, {"comment": b"\xff\xc0" * 40}],
+    ids=["progressive", "thumbnail", "comment"],
+)
+def test_half_is_found_whatever_is_in_front_of_the_size(options):
+    data = BytesIO()
+    Image.fromarray(smooth(96, 160)).save(data, "JPEG", **options)
+    message = changed(compressed_image(picture(), ".jpg", "jpeg"), data=data.getvalue())
+    assert at_least(message, 80).shape == (48, 80, 3)
+    assert at_least(message, 81).shape == (96, 160, 3)
+
+
 def test_half_a_jpeg_changes_less_than_jpeg_itself():
     original = smooth(720, 1280)
     payload = cv2.imencode(".jpg", original[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, 90))[1]
@@ -241,8 +262,13 @@ def test_half_a_jpeg_changes_less_than_jpeg_itself():
     assert 0.0 < np.abs(half - whole).mean() < np.abs(whole - before).mean()
 
 
-def test_what_only_looks_like_a_jpeg_is_one_line():
-    message = changed(compressed_image(picture(), ".jpg", "jpeg"), data=b"not\xff\xd9")
+@pytest.mark.parametrize(
+    "data",
+    [b"not\xff\xd9", b"\xff\xd8\xff\xd9", b"\xff\xd8" + b"\xff\xe0\0\0" * 9 + b"\xff\xd9"],
+    ids=["no marker", "nothing", "empty segments"],
+)
+def test_what_only_looks_like_a_jpeg_is_one_line(data):
+    message = changed(compressed_image(picture(), ".jpg", "jpeg"), data=data)
     with pytest.raises(MessageError, match="do not decode"):
         at_least(message, 40)
 

@@ -65,8 +65,8 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
     """Start a worker and send it observations.
 
     Yields:
-        How long the worker took to be ready, how much of the GPU's memory it has taken, its
-        context included, and a row for each kind of step so far.
+        How long the worker took to be ready, the cameras' mean bytes per frame, how much of the
+        GPU's memory it has taken, its context included, and a row for each kind of step so far.
 
     Raises:
         RuntimeError: The worker failed, died, or refused a step.
@@ -84,7 +84,12 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
         worker = Worker(worker_settings)
         free_bytes = _free_bytes(bench)
         try:
-            data: dict[str, Any] = {"start": worker.start(), "rows": [], "device_bytes": 0}
+            data: dict[str, Any] = {
+                "start": worker.start(),
+                "frame_bytes": _frame_bytes(observations),
+                "rows": [],
+                "device_bytes": 0,
+            }
             bench.say(f"worker ready after {data['start']['ready_s']:.1f} s")
             yield data
             for mode, settings in kinds.items():
@@ -97,6 +102,14 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
                 yield data
         finally:
             worker.client.stop()
+
+
+def _frame_bytes(observations: list[Observation]) -> dict[str, int]:
+    """Camera to bytes of a frame, mean: the work of decoding goes with them."""
+    return {
+        camera: round(np.mean([len(o.frames[camera].data) for o in observations]))
+        for camera in observations[0].frames
+    }
 
 
 def _free_bytes(bench: Bench) -> int:

@@ -253,12 +253,15 @@ def _end_to_end(run: Findings) -> Iterator[Grid]:
         cells.append(("of it beside the step", *(_pair(row["beside_step_ms"]) for row in rows)))
         start = result.data["start"]
         parts = ", ".join(f"{part['after_s']:.1f} s {part['text']}" for part in start["parts"])
+        frames = result.data["frame_bytes"]
+        sizes = ", ".join(f"{camera} {n / 1e3:.0f} kB" for camera, n in frames.items())
         note = (
             f"The node's own worker process ({start['engine']}), ready {start['ready_s']:.1f} s "
-            f"after its spawn ({parts}). JPEG of 1280x720 and twice 640x360 through shared memory, "
-            "decoding (at half size where that is enough), undistortion, upload, resizing, tokens, "
-            "step, robot units, the chunk back. "
-            "Milliseconds, p50 / p99."
+            f"after its spawn ({parts}). JPEG of 1280x720 and twice 640x360 ({sizes} a frame) "
+            "through shared memory; decode: side by side (at half size where that is enough), "
+            "undistortion, the copy to the device begun; resize: what is left of the copy, and the "
+            "resize; tokenize: what of it the vision tower does not hide; step, robot units, the "
+            "chunk back. Milliseconds, p50 / p99."
         )
         header = ("stage", *(row["mode"] for row in rows))
         yield Grid(f"End to end: {result.path}", header, cells, note)
