@@ -48,14 +48,16 @@ def to_e4m3(x: Tensor, scale: float) -> Tensor:
     return (x.float() * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(E4M3)
 
 
-def scaled_linear(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None = None) -> Tensor:
+def scaled_linear(x: Tensor, weight: Tensor, scales: Scales) -> Tensor:
     """A projection of quantised rows by a quantised weight.
+
+    cuBLAS sums faster than exactly: [888, 16384] to 2048 is 3.5e-3 off instead of 1.7e-3 (which is
+    bf16's rounding), in 42.9 us instead of 45.6 on an H200.
 
     Args:
         x: Rows, E4M3, [N, D]; D is a multiple of 16.
         weight: E4M3, [D_out, D]; D_out is a multiple of 16.
         scales: What their numbers stand for.
-        bias: Of the results' type, [D_out].
 
     Returns:
         [N, D_out], of the scales' type.
@@ -66,7 +68,6 @@ def scaled_linear(x: Tensor, weight: Tensor, scales: Scales, bias: Tensor | None
         weight.T,
         of_input,
         of_weight,
-        bias=bias,
         out_dtype=scales.dtype,
         use_fast_accum=True,
     )

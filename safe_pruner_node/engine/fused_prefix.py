@@ -33,7 +33,8 @@ MAX_TOKENS = 8192
 
 MANY_ROWS = 512
 """From here on gate and up with the GELU inside are faster than cuBLAS and a kernel after it. On an
-H100: 188 us against 218 for 888 rows, 84 against 78 for 312."""
+H100: 188 us against 218 for 888 rows, 84 against 78 for 312. FP8 on an H200: 92 against 118, 44.5
+against 43.7."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class FusedPrefix:
         gate_up, scale = layer.gate_up, layer.down.input_scale
         x, y = rms_norm(Residual(x, out), layer.output_norm, gate_up.input_scale)  # [N, D] each
         if len(y) < MANY_ROWS:
-            hidden = gelu_mul(gate_up.product(y), scale)  # [N, F]
+            hidden = gelu_mul(gate_up(y), scale)  # [N, F]
         else:
             hidden = glu_linear(y, gate_up.weight, gate_up.scales, scale)  # [N, F]
         return Residual(x, split_linear(hidden, layer.down))

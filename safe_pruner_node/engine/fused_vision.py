@@ -2,7 +2,7 @@
 
 Same function as `Pi05.embed_images`, rounded to the model's type in fewer places. Per layer: norm,
 QKV, attention, output projection, norm, first and second half of the MLP. Residuals are added by
-the norms. Where the MLP is FP8 (`fp8.quantise`), the kernel before each half writes what it reads.
+the norms.
 
 Shapes: C images, P patches of one image, N = C * P tokens, D width, F hidden channels, h heads,
 d channels per head.
@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from safe_pruner_node.engine.kernels.activation import gelu_e4m3
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.packed_weights import stack
-from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
 
 
@@ -68,10 +66,9 @@ class FusedVision:
         k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
         attended = attention(q, k, v).view(x.shape)  # [N, D]
         residual = Residual(x, (attended @ layer.out.weight.T)[None], layer.out.bias)
-        norm, fc1, fc2 = layer.norm2, layer.fc1, layer.fc2
-        x, y = layer_norm(residual, norm.weight, norm.bias, fc1.input_scale)  # [N, D] each
-        hidden = _linear_gelu(y, fc1, fc2.input_scale)  # [N, F]
-        return Residual(x, fc2.product(hidden)[None], fc2.bias)
+        x, y = layer_norm(residual, layer.norm2.weight, layer.norm2.bias)  # [N, D] each
+        hidden = _linear_gelu(y, layer.fc1)  # [N, F]
+        return Residual(x, (hidden @ layer.fc2.weight.T)[None], layer.fc2.bias)
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,8 @@ class _Layer:
     qkv: _Affine
     out: _Affine
     norm2: _Affine
-    fc1: Projection
-    fc2: Projection
+    fc1: _Affine
+    fc2: _Affine
 
     @classmethod
     def of(cls, layer: SiglipLayer) -> _Layer:
@@ -104,8 +101,8 @@ class _Layer:
             qkv,
             _affine(attn.out_proj),
             _affine(layer.layer_norm2),
-            Projection.of(layer.mlp.fc1),
-            Projection.of(layer.mlp.fc2),
+            _affine(layer.mlp.fc1),
+            _affine(layer.mlp.fc2),
         )
 
 
@@ -113,13 +110,11 @@ def _affine(module: nn.Module) -> _Affine:
     return _Affine(module.get_parameter("weight").data, module.get_parameter("bias").data)
 
 
-def _linear_gelu(x: Tensor, linear: Projection, scale: float | None) -> Tensor:
-    """tanh-GELU of a projection of x [N, D] to [N, F], in the GEMM's epilogue; or as E4M3."""
-    if scale is not None:
-        return gelu_e4m3(linear(x), scale)
+def _linear_gelu(x: Tensor, linear: _Affine) -> Tensor:
+    """tanh-GELU of a projection of x [N, D] to [N, F], in the GEMM's epilogue."""
     if x.is_cuda:
         return torch._addmm_activation(  # noqa: SLF001 - the only door to cuBLASLt's epilogue
-            cast("Tensor", linear.bias), x, linear.weight.T, use_gelu=True
+            linear.bias, x, linear.weight.T, use_gelu=True
         )
     # On a CPU the same call has the erf form.
-    return gelu(linear(x), approximate="tanh")
+    return gelu(torch.addmm(linear.bias, x, linear.weight.T), approximate="tanh")

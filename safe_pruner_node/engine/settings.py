@@ -27,9 +27,9 @@ class EngineSettings:
             one.
         tokenizer: SentencePiece file; None takes the checkpoint's own or openpi's cache.
         device: ``auto`` takes CUDA where there is one.
-        dtype: ``fp32``, ``bf16`` (openpi's mixed precision), ``fp8`` (the same with the MLPs of
-            vision tower and language model in FP8, for a checkpoint that was calibrated for it),
-            or ``auto``: bf16 on CUDA, fp32 on CPU.
+        dtype: ``fp32``, ``bf16`` (openpi's mixed precision), ``fp8`` (the same with the language
+            model's MLPs in FP8, for a checkpoint that was calibrated for it), or ``auto``: bf16 on
+            CUDA, fp32 on CPU.
         path: ``eager`` runs the model one kernel after the other, ``graphs`` as CUDA graphs,
             ``compiled`` as CUDA graphs of what torch.compile makes of it, ``fused`` as CUDA graphs
             of this project's kernels; ``auto`` takes the fastest that runs on the device without

@@ -65,7 +65,7 @@ class BenchOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: str = "auto"
-    """auto, fp32 or bf16."""
+    """auto, fp32, bf16, or fp8 for a checkpoint calibrated for it."""
     threads: int = 1
     """CPU threads; 0 leaves torch's choice (all cores)."""
     prompt: str = "pick up the red cube and place it in the bowl"

@@ -110,7 +110,7 @@ class EvaluateOptions:
     device: str = "auto"
     """auto, cpu or cuda; with CUDA the workers share the GPU."""
     dtype: str = "auto"
-    """auto, fp32 or bf16."""
+    """auto, fp32, bf16, or fp8 for a checkpoint calibrated for it."""
     minutes: float = 0.0
     """Begin no episode after so many minutes; 0: no limit. The same call later goes on."""
     revision: str = ""

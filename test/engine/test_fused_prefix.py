@@ -230,7 +230,7 @@ def test_gelu_in_the_gemm_is_the_gemm_and_then_gelu():
 def test_a_split_projection_adds_up():
     torch.manual_seed(0)
     x, weight = torch.randn(5, 80), torch.randn(7, 80)
-    terms = split_linear(x, Projection(weight, None, None))
+    terms = split_linear(x, Projection(weight, None))
     torch.testing.assert_close(terms[0], x[:, :40] @ weight[:, :40].T)
     torch.testing.assert_close(terms.sum(0), x @ weight.T)
 

@@ -28,8 +28,7 @@ from safe_pruner_node.evaluation.bench_gpu.tasks import (
 
 @pytest.fixture(scope="module")
 def model():
-    sizes = {"vision": replace(SMALL.vision, mlp=32), "vlm": replace(SMALL.vlm, mlp=48)}
-    quantised = random_policy(replace(SMALL, **sizes), CPU)
+    quantised = random_policy(SMALL, CPU)
     to_fp8(quantised)
     return quantised
 

@@ -1,6 +1,6 @@
-"""An MLP's activation: gelu(gate) * up, alone or in the epilogue of its GEMM, or GELU by itself.
+"""The gated MLP's first half: gelu(gate) * up, alone or in the epilogue of its GEMM.
 
-The rows of a gated MLP's packed weight alternate: gate 0, up 0, gate 1, up 1 and so on (see
+The rows of the packed weight alternate: gate 0, up 0, gate 1, up 1 and so on (see
 `packed_weights.interleave`), so both halves of one hidden channel meet in one thread.
 
 Shapes: N rows, D width, F hidden channels.
@@ -43,20 +43,6 @@ def gelu_mul(projected: Tensor, scale: float | None = None) -> Tensor:
     _gelu_mul[(triton.cdiv(n, BLOCK),)](
         projected, hidden, n, _per(scale), BLOCK=BLOCK, LARGEST=_largest(scale), num_warps=8
     )
-    return hidden
-
-
-def gelu_e4m3(projected: Tensor, scale: float) -> Tensor:
-    """tanh-GELU of [N, F] as E4M3.
-
-    Args:
-        projected: Rows, contiguous, [N, F].
-        scale: Of the result.
-    """
-    hidden = torch.empty_like(projected, dtype=E4M3)  # [N, F]
-    n = hidden.numel()
-    grid = (triton.cdiv(n, BLOCK),)
-    _gelu_e4m3[grid](projected, hidden, n, _per(scale), BLOCK=BLOCK, LARGEST=LARGEST, num_warps=8)
     return hidden
 
 
@@ -142,15 +128,6 @@ def _gelu_mul(projected, hidden, n, per_scale, BLOCK: tl.constexpr, LARGEST: tl.
     if LARGEST is not None:
         value = cut_off(value * per_scale, LARGEST)
     tl.store(hidden + start + channel, value.to(hidden.dtype.element_ty), channel < n - start)
-
-
-@triton.jit
-def _gelu_e4m3(projected, hidden, n, per_scale, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
-    channel = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = channel < n
-    value = gelu_tanh(tl.load(projected + channel, inside, 0.0).to(tl.float32))  # [BLOCK]
-    value = cut_off(value * per_scale, LARGEST)
-    tl.store(hidden + channel, value.to(hidden.dtype.element_ty), inside)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Row norms: Gemma's RMSNorm and SigLIP's LayerNorm, one row per program, in fp32 whatever x is.
 
-They also complete the residual stream: what the projection before has left is added on the way,
-and quantise what an FP8 product reads.
+They also complete the residual stream: what the projection before has left is added on the way.
+RMSNorm also quantises what an FP8 product reads.
 """
 
 from __future__ import annotations
@@ -51,21 +51,18 @@ def rms_norm(
     return _norm(residual, weight, None, scale)
 
 
-def layer_norm(
-    residual: Residual, weight: Tensor, bias: Tensor, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+def layer_norm(residual: Residual, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Layer norm.
 
     Args:
         residual: What to norm.
         weight: [D].
         bias: [D].
-        scale: Of the normed rows as E4M3; None: they are of the type of x.
 
     Returns:
-        The complete rows, in the type of x, and the normed ones: [N, D] each.
+        The complete rows, and the normed ones: [N, D] each, in the type of x.
     """
-    return _norm(residual, weight, bias, scale)
+    return _norm(residual, weight, bias, None)
 
 
 def _norm(

@@ -119,10 +119,9 @@ def _fp8(run: Findings) -> Iterator[Grid]:
             for row in result.data["rows"]
         ]
         note = (
-            "The fused path with the MLPs of vision tower and language model in FP8 (E4M3, one "
-            "fixed scale per matrix and per input, from other random inputs), against fp32 eager. "
-            "Cosine: the least of an input. FP8 is experimental while one is below "
-            f"{LEAST_COSINE}."
+            "The fused path with the language model's MLPs in FP8 (E4M3, one fixed scale per "
+            "matrix and per input, from other random inputs), against fp32 eager. Cosine: the "
+            f"least of an input. FP8 is experimental while one is below {LEAST_COSINE}."
         )
         header = ("step", "inputs", "cosine", "error", "worst", "arm, mrad")
         yield Grid("FP8", header, rows, note)
