@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from safe_pruner_node.engine.cuda.expert_flow import MOST_KEYS, MOST_ROWS
 from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
 from safe_pruner_node.engine.fused_flow import FusedFlow
 from safe_pruner_node.engine.prompt import Prompt
@@ -27,9 +28,11 @@ class FusedDenoise:
         self._by_steps = FusedFlow(model)
         reason = unsupported(model)
         self._resident = ResidentFlow(model) if reason is None else None
-        self.note = "flow: in one resident kernel"
+        self.note = (
+            f"flow: one resident kernel, of {MOST_ROWS} actions and {MOST_KEYS} keys at most"
+        )
         if reason is not None:
-            self.note = f"flow: in Triton's kernels, not in one resident kernel: {reason}"
+            self.note = f"flow: Triton's kernels; no resident kernel: {reason}"
 
     def __call__(
         self,

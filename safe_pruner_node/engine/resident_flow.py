@@ -50,10 +50,9 @@ def unsupported(model: Pi05) -> str | None:
 
 def fits(deep: DeepSettings | None, cache: Sequence[KeyValue], horizon: int) -> bool:
     """True when the kernel can do such a call."""
-    longest = max(k.shape[2] for k, _ in cache)
+    keys = max(k.shape[2] for k, _ in cache) + horizon
     whole = deep is None or deep.n_visual % kernel.KEYS == 0
-    parts = kernel.blocks(longest, horizon)
-    return horizon <= kernel.MOST_ROWS and parts <= kernel.MOST_PARTS and whole
+    return horizon <= kernel.MOST_ROWS and keys <= kernel.MOST_KEYS and whole
 
 
 def _unfit(model: Pi05) -> str | None:

@@ -11,16 +11,15 @@ from safe_pruner_node.engine.cuda import expert_flow
 from safe_pruner_node.engine.cuda.expert_flow import Flow, Layer, defines
 
 TEXT = expert_flow.SOURCE.read_text()
+LINES = re.compile(r"^(?:typedef|constexpr int|static_assert\().*;", re.MULTILINE)
+BLOCKS = re.compile(r"^(?:struct (?:Layer|Flow)|enum Counter) \{.*?^\};", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_structures_and_constants_are_the_source_s():
     macros = [f"#define {name} {value}" for name, value in defines(10, 50, 32).items()]
-    declared = re.findall(r"^(?:typedef|constexpr int|static_assert\().*;", TEXT, re.MULTILINE)
-    declared += re.findall(
-        r"^(?:struct (?:Layer|Flow)|enum Counter) \{.*?^\};", TEXT, re.MULTILINE | re.DOTALL
-    )
-    assert len(re.findall("^(struct|enum)", "\n".join(declared), re.MULTILINE)) == 3
+    declared = [*LINES.findall(TEXT), *(blocks := BLOCKS.findall(TEXT))]
+    assert len(blocks) == 3
     checks = [
         f"PROGRAMS == {expert_flow.PROGRAMS}",
         f"SHARES == {expert_flow.SHARES}",

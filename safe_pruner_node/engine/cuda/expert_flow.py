@@ -17,8 +17,8 @@ CHUNK = 64
 """Rows and columns of a chunk of an image."""
 MOST_ROWS = 64
 """Action rows: the columns of one product."""
-MOST_PARTS = 32
-"""Blocks of keys, whose sums a warp joins."""
+MOST_KEYS = 32 * KEYS
+"""Prefix and suffix: a warp joins the sums over the blocks of keys, a lane has one."""
 COUNTERS, COUNTER_BYTES = 17 + 3 * SHARES, 128
 EXCHANGED = 2 * PROGRAMS * SHARES * 512
 """Numbers that programs hand each other in a layer."""
