@@ -28,9 +28,7 @@ class FusedDenoise:
         self._by_steps = FusedFlow(model)
         reason = unsupported(model)
         self._resident = ResidentFlow(model) if reason is None else None
-        self.note = (
-            f"flow: one resident kernel, of {MOST_ROWS} actions and {MOST_KEYS} keys at most"
-        )
+        self.note = f"flow: one resident kernel, up to {MOST_ROWS} actions and {MOST_KEYS} keys"
         if reason is not None:
             self.note = f"flow: Triton's kernels; no resident kernel: {reason}"
 
