@@ -69,7 +69,6 @@ class Flow(ctypes.Structure):
         ("watched", ctypes.c_int * PI05.expert.depth),
         ("n_watched", ctypes.c_int),
         ("dt", ctypes.c_float),
-        ("clocks", ctypes.c_void_p),
     )
 
 
@@ -85,7 +84,6 @@ def defines(steps: int, horizon: int, action_dim: int) -> dict[str, int]:
         "STEPS": steps,
         "HORIZON": horizon,
         "ACTION_DIM": action_dim,
-        "X_PIECES": 2,
     }
 
 
