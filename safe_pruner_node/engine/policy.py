@@ -169,6 +169,8 @@ class PolicyEngine(Engine):
         if not prompt:
             prompt = TYPICAL_PROMPT
             progress(f"no prompt yet: warming up for one as long as '{prompt}'", 0.0)
+        for note in self._session.runner.notes:
+            progress(note, 0.0)
         self._expected = _Expected(prompt, cameras)
         self._rehearse(self._session.settings, self._expected, progress)
         progress("warm", 1.0)

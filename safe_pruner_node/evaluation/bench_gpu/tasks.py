@@ -292,6 +292,8 @@ def run_task(task: Task, run: Run, deadline_s: float) -> None:
         _write_all(task, run, FAILED, one_line(error))
         return
     console = make_console()
+    for note in runner.notes:
+        console.print(f"{task.path}: {note}", highlight=False)
     bench = Bench(model, runner, run.out, deadline_s, run.quick, console)
     for name in task.sections:
         run_section(name, _sections()[name], bench)
