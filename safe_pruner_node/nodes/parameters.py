@@ -52,6 +52,11 @@ class PolicyNodeParameters:
     )
     flow_steps: int = _parameter(0, "Euler steps of the flow; 0 takes the checkpoint's.", 0, 100)
     device: str = _parameter("auto", "Where the policy runs.", choices=("auto", "cpu", "cuda"))
+    image_decoder: str = _parameter(
+        "auto",
+        "What decodes JPEG camera frames; auto: the GPU where it can.",
+        choices=("auto", "cpu", "nvjpeg"),
+    )
     worker_threads: int = _parameter(0, "CPU threads of the policy; 0: all cores but one.", 0, 256)
     worker_niceness: int = _parameter(5, "Niceness of the policy process.", 0, 19)
     seed: int = _parameter(0, "Seed of the flow noise.", 0, 2**31 - 1)

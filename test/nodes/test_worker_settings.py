@@ -40,3 +40,8 @@ def test_with_fewer_cameras_there_are_fewer_images(robot):
 def test_by_default_control_keeps_a_core(robot, monkeypatch, cores, images):
     monkeypatch.setattr(policy_node.os, "cpu_count", lambda: cores)
     assert settings(robot).threads == images
+
+
+def test_the_image_decoder_is_the_workers(robot):
+    assert settings(robot).engine.image_decoder == "auto"
+    assert settings(robot, image_decoder="nvjpeg").engine.image_decoder == "nvjpeg"
