@@ -5,7 +5,8 @@ units), `session` (one query on tensors: the stages in order, the pruner between
 
 ====================  ============================================================================
 built from            `settings`, `build`; around a live model of openpi or LeRobot: `wrap`
-around a query        `prompt` (padding to buckets), `timing`, `report`, `warm_up`
+around a query        `nvjpeg` and `staging` (images to the device), `prompt` (padding to buckets),
+                      `timing`, `report`, `warm_up`
 what a stage does     `stages`, and behind it `prefix` (the language model), `flow` (the action
                       expert), `attention`: plain PyTorch, the meaning of everything below
 how a stage is run    `runner` (as it is written), `graphs` (captured once, replayed from then on),
