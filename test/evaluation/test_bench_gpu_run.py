@@ -175,9 +175,9 @@ def test_correctness_comes_first_and_compilation_last(monkeypatch):
     last = last_tasks(paths, "graphs")
     assert [(task.path, task.sections[0]) for task in last] == [
         ("graphs", "end_to_end"),
+        ("graphs", "cold_start"),
         ("graphs", "shapes"),
         ("compiled", "correctness"),
-        ("graphs", "cold_start"),
     ]
     assert [task.path for task in last_tasks(paths, None)] == ["compiled"]
 

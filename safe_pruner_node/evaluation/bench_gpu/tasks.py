@@ -149,11 +149,13 @@ def last_tasks(paths: Sequence[str], best: str | None) -> list[Task]:
     """
     tasks = []
     if best is not None:
-        tasks = [Task(best, ("end_to_end",)), Task(best, ("shapes", "curves"))]
+        tasks = [
+            Task(best, ("end_to_end",)),
+            Task(best, ("cold_start",), least_s=COLD_START_S),
+            Task(best, ("shapes", "curves")),
+        ]
     if COMPILED in paths:
         tasks.append(Task(COMPILED, ("correctness",)))
-    if best is not None:
-        tasks.append(Task(best, ("cold_start",), least_s=COLD_START_S))
     return tasks
 
 
