@@ -15,8 +15,8 @@ stages in kernels     `fused_vision`, `fused_prefix`, `fused_denoise`: they call
                       `kernels/` in order. The flow is `resident_flow`, one kernel in `cuda/`, or
                       where that cannot run `fused_flow` (in `flow_buffers`)
 weights for them      `packed_weights` (the one way to lay matrices side by side), `expert_weights`,
-                      `projection` (a product in bf16 or FP8), `resident_images` (copies for `resident_flow`),
-                      `split_linear`
+                      `resident_images` (copies for `resident_flow`), `projection` (a product in
+                      bf16 or FP8), `split_linear`
 FP8                   `e4m3` (numbers, products), `fp8` (which layers, put into the model, for every
                       path), `fp8_calibration` (the file that a checkpoint needs for it)
 ====================  ============================================================================
