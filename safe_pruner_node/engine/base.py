@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_pruner_node.pruning.settings import PrunerSettings
-from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
+from safe_pruner_node.types import DeviceImage, FloatArray, PolicyInput, RgbImage, StepReport
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and how far it is, 0..1."""
@@ -33,6 +33,23 @@ class Engine(ABC):
             until the camera's next image is placed.
         """
         return image
+
+    @property
+    def decodes_jpeg(self) -> bool:
+        """Whether `decode` is there; without it a step takes images that are decoded already."""
+        return False
+
+    def decode(self, jpegs: Sequence[bytes]) -> list[DeviceImage] | None:
+        """Decode JPEGs straight into the device's memory.
+
+        Args:
+            jpegs: Whole files, 8 bits, luminance and two colours.
+
+        Returns:
+            An image each, at its whole size, to give to `step`. None: the decoder does not take one
+            of them; another may.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def step(

@@ -10,6 +10,7 @@ from safe_pruner_node.engine.fp8 import layer_groups, quantise
 from safe_pruner_node.engine.fp8_calibration import read_calibration
 from safe_pruner_node.engine.fused import FusedRunner, unsupported
 from safe_pruner_node.engine.graphs import GraphRunner
+from safe_pruner_node.engine.nvjpeg import NvJpeg, choose_decoder
 from safe_pruner_node.engine.policy import PolicyEngine
 from safe_pruner_node.engine.runner import EagerRunner, Runner
 from safe_pruner_node.engine.settings import EngineSettings
@@ -29,9 +30,10 @@ def build_engine(settings: EngineSettings) -> Engine:
         settings: Validated settings.
 
     Raises:
-        ConfigError: Checkpoint, tokenizer, statistics, device or pruner do not fit.
+        ConfigError: Checkpoint, tokenizer, statistics, device, image decoder or pruner do not fit.
     """
-    return policy_engine(*load_policy(settings), settings)
+    decoder = choose_decoder(settings.image_decoder, choose_device(settings.device))
+    return policy_engine(*load_policy(settings), settings, decoder)
 
 
 def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
@@ -68,9 +70,18 @@ def load_policy(settings: EngineSettings) -> tuple[Checkpoint, PromptTokenizer]:
 
 
 def policy_engine(
-    checkpoint: Checkpoint, tokenizer: PromptTokenizer, settings: EngineSettings
+    checkpoint: Checkpoint,
+    tokenizer: PromptTokenizer,
+    settings: EngineSettings,
+    decoder: NvJpeg | None = None,
 ) -> PolicyEngine:
     """An engine with a session of its own on a loaded policy.
+
+    Args:
+        checkpoint: The policy.
+        tokenizer: Its tokenizer.
+        settings: Validated settings.
+        decoder: Decodes its camera frames; None where they come decoded.
 
     Raises:
         ConfigError: The pruner does not fit the model, or the path the device.
@@ -83,6 +94,7 @@ def policy_engine(
         seed=settings.seed,
         state_in_prompt=settings.state_in_prompt,
         runner=choose_runner(settings.path, checkpoint.model),
+        decoder=decoder,
     )
 
 

@@ -39,26 +39,28 @@ class FusedRunner(GraphRunner):
 
     Args:
         model: The policy, `unsupported` by nothing. Projections that are computed together are
-            laid side by side in memory; the model itself stays usable.
+            laid side by side in memory; the model itself stays usable. Only the flow's resident
+            kernel, where it runs, has copies of weights of its own: the expert's, 0.6 GB.
     """
 
     path = "fused"
 
     def __init__(self, model: Pi05) -> None:
         # Triton is no requirement: only who runs its kernels imports it.
-        from safe_pruner_node.engine.fused_flow import FusedFlow  # noqa: PLC0415
+        from safe_pruner_node.engine.fused_denoise import FusedDenoise  # noqa: PLC0415
         from safe_pruner_node.engine.fused_prefix import FusedPrefix  # noqa: PLC0415
         from safe_pruner_node.engine.fused_vision import FusedVision  # noqa: PLC0415
 
         super().__init__(model.device)
         self._model = model
-        prefix = FusedPrefix(model)
+        prefix, denoise = FusedPrefix(model), FusedDenoise(model)
+        self.notes = (denoise.note,)
         self._fused: dict[Callable[..., Any], Callable[..., Any]] = {
             stages.see: FusedVision(model),
             stages.read: prefix.read,
             stages.read_early: prefix.read_early,
             stages.prefill_late: prefix.late,
-            stages.denoise: FusedFlow(model).denoise,
+            stages.denoise: denoise,
         }
 
     def run(

@@ -59,6 +59,10 @@ def _pack(
     for parameter, view in zip(parameters, views(whole), strict=True):
         view.copy_(parameter.data)
         parameter.data = view
+    if whole.is_cuda:
+        # Else torch keeps what the parameters had: blocks of half this size, of no use for the next
+        # matrix, 2.4 GB of gate and up alone.
+        torch.cuda.empty_cache()
     return whole
 
 

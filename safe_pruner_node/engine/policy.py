@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from safe_pruner_node.engine import stages
 from safe_pruner_node.engine.base import Engine, Progress
 from safe_pruner_node.engine.fp8 import is_fp8
+from safe_pruner_node.engine.nvjpeg import NvJpeg
 from safe_pruner_node.engine.report import step_report
 from safe_pruner_node.engine.runner import Runner
 from safe_pruner_node.engine.session import PolicySession, SessionStep, camera_context
@@ -30,7 +32,7 @@ from safe_pruner_node.pi05.checkpoint import Checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import NormStats
 from safe_pruner_node.pruning.settings import PrunerSettings
-from safe_pruner_node.types import FloatArray, PolicyInput, RgbImage, StepReport
+from safe_pruner_node.types import DeviceImage, FloatArray, PolicyInput, RgbImage, StepReport
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class PolicyEngine(Engine):
         seed: Seed of the denoise noise.
         state_in_prompt: True writes the discretised state into the prompt.
         runner: Runs the model's stages; None runs them eagerly.
+        decoder: Decodes JPEGs into the device's memory; None takes decoded images only.
 
     Raises:
         ConfigError: The checkpoint has no statistics, or the pruner does not fit the model.
@@ -67,6 +70,7 @@ class PolicyEngine(Engine):
         seed: int = 0,
         state_in_prompt: bool = True,
         runner: Runner | None = None,
+        decoder: NvJpeg | None = None,
     ) -> None:
         if checkpoint.norm_stats is None:
             raise ConfigError(checkpoint.stats_path, "", "no such file", "the policy's statistics")
@@ -75,6 +79,7 @@ class PolicyEngine(Engine):
         self._tokenizer = tokenizer
         self._session = PolicySession(checkpoint.model, pruner, flow_steps, runner)
         self._staging = Staging(checkpoint.model.device)
+        self._decoder = decoder
         self._seed = seed
         self._state_in_prompt = state_in_prompt
         self._episode = 0
@@ -100,7 +105,7 @@ class PolicyEngine(Engine):
         runner, timer = session.runner, StageTimer(device)
         with timer.stage("resize", runner):
             images = enumerate(inputs.images.values())
-            pixels = [self._staging.on_device(camera, image) for camera, image in images]
+            pixels = [self._on_device(camera, image) for camera, image in images]
             fixed = (self.image_side, self._checkpoint.origin)
             batch = runner.run(stages.fit, fixed, pixels)  # [C, 3, S, S]
         # A view is no stage's result to the runner: what follows does not depend on the cameras'
@@ -132,6 +137,25 @@ class PolicyEngine(Engine):
     def place(self, camera: int, image: RgbImage) -> RgbImage:
         """Begin to bring an image to the device; see `Engine.place`."""
         return self._staging.place(camera, image)
+
+    @property
+    def decodes_jpeg(self) -> bool:
+        """Whether it was given a decoder; see `Engine.decodes_jpeg`."""
+        return self._decoder is not None
+
+    def decode(self, jpegs: Sequence[bytes]) -> list[DeviceImage] | None:
+        """Decode JPEGs into the device's memory; see `Engine.decode`."""
+        if self._decoder is None:
+            return super().decode(jpegs)
+        images = self._decoder.decode(jpegs)
+        return None if images is None else [DeviceImage(pixels) for pixels in images]
+
+    def _on_device(self, camera: int, image: RgbImage | DeviceImage) -> Tensor:
+        """An image where the model is, [h, w, 3] uint8."""
+        if isinstance(image, DeviceImage):
+            pixels: Tensor = image.pixels
+            return pixels
+        return self._staging.on_device(camera, image)
 
     def reset(self) -> None:
         """Begin a new episode; see `Engine.reset`."""
@@ -169,6 +193,8 @@ class PolicyEngine(Engine):
         if not prompt:
             prompt = TYPICAL_PROMPT
             progress(f"no prompt yet: warming up for one as long as '{prompt}'", 0.0)
+        for note in self._session.runner.notes:
+            progress(note, 0.0)
         self._expected = _Expected(prompt, cameras)
         self._rehearse(self._session.settings, self._expected, progress)
         progress("warm", 1.0)
@@ -207,6 +233,8 @@ class PolicyEngine(Engine):
         if not inputs.images:
             raise ConfigError("observation", "images", "none", "at least one camera")
         for name, image in inputs.images.items():
+            if isinstance(image, DeviceImage):
+                continue
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype} {list(image.shape)}"
                 raise ConfigError("observation", f"images.{name}", found, "uint8 [h, w, 3]")

@@ -19,11 +19,13 @@ class Runner(ABC):
         prompt_bucket: Text tokens per bucket: prompts are padded to a multiple of it, so that those
             of one bucket share what depends on shapes. None: shapes cost nothing, nothing is
             padded.
+        notes: What whoever starts an engine may want to know about this way here, a line each.
         capture_ms: Time spent so far on kinds of calls that were new, milliseconds.
     """
 
     path: str
     prompt_bucket: int | None = None
+    notes: tuple[str, ...] = ()
     capture_ms: float = 0.0
 
     @abstractmethod

@@ -15,6 +15,7 @@ from safe_pruner_node.pruning.settings import PrunerSettings
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "fp32", "bf16", "fp8")
 PATHS = ("auto", "eager", "graphs", "compiled", "fused")
+IMAGE_DECODERS = ("auto", "cpu", "nvjpeg")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class EngineSettings:
             ``compiled`` as CUDA graphs of what torch.compile makes of it, ``fused`` as CUDA graphs
             of this project's kernels; ``auto`` takes the fastest that runs on the device without
             a compilation.
+        image_decoder: ``cpu`` decodes camera frames there, ``nvjpeg`` JPEGs on the GPU, with
+            torchvision; ``auto`` takes the latter where it works.
         pruner: The pruning method of the first session.
         flow_steps: Euler steps of the action expert; None takes the checkpoint's (10).
         threads: torch threads on the CPU; 0 leaves torch's own choice.
@@ -50,6 +53,7 @@ class EngineSettings:
     device: str = "auto"
     dtype: str = "auto"
     path: str = "auto"
+    image_decoder: str = "auto"
     pruner: PrunerSettings = field(default_factory=PrunerSettings)
     flow_steps: int | None = None
     threads: int = 0
@@ -59,7 +63,12 @@ class EngineSettings:
     action_dim: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("device", DEVICES), ("dtype", DTYPES), ("path", PATHS)):
+        for name, choices in (
+            ("device", DEVICES),
+            ("dtype", DTYPES),
+            ("path", PATHS),
+            ("image_decoder", IMAGE_DECODERS),
+        ):
             if (choice := getattr(self, name)) not in choices:
                 raise ConfigError("parameter", name, choice, "one of " + ", ".join(choices))
         for key, minimum in (("flow_steps", 1), ("state_dim", 1), ("action_dim", 1)):

@@ -27,7 +27,7 @@ from safe_pruner_node.robot.layout import Layout
 from safe_pruner_node.twin.sim import TwinSim
 from safe_pruner_node.twin.tasks.registry import build_task
 from safe_pruner_node.twin.tasks.seeds import Split, episode_seed
-from safe_pruner_node.types import FloatArray
+from safe_pruner_node.types import FloatArray, host_image
 
 
 class SaliencyBench:
@@ -129,7 +129,7 @@ class SaliencyBench:
             },
             deep=np.stack([query.deep for query in queries]),
             images={
-                name: [encode_jpeg(query.inputs.images[name]) for query in queries]
+                name: [encode_jpeg(host_image(query.inputs.images[name])) for query in queries]
                 for name in images
             },
             prefill=self._prefill_maps(queries[moment]),

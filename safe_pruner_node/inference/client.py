@@ -432,6 +432,7 @@ class WorkerClient:
             self._emit(
                 WorkerReady(
                     description=message.description,
+                    image_decoder=message.image_decoder,
                     checkpoint_id=message.checkpoint_id,
                     horizon=message.horizon,
                     action_dim=message.action_dim,

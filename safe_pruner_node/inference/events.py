@@ -22,6 +22,7 @@ class WorkerReady:
 
     Attributes:
         description: Which engine path runs, in words.
+        image_decoder: What decodes JPEG frames: ``cpu`` or ``nvjpeg``.
         checkpoint_id: Short hash of the checkpoint.
         horizon: Actions per chunk.
         action_dim: Size of one policy action.
@@ -30,6 +31,7 @@ class WorkerReady:
     """
 
     description: str
+    image_decoder: str
     checkpoint_id: str
     horizon: int
     action_dim: int

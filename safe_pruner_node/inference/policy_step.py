@@ -14,16 +14,18 @@ import numpy as np
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.inference.overlay import draw_overlay, encode_jpeg
 from safe_pruner_node.robot.calibration import Undistorter
-from safe_pruner_node.robot.codecs import image_to_rgb
+from safe_pruner_node.robot.codecs import image_to_rgb, is_plain_jpeg
 from safe_pruner_node.robot.config import CameraConfig, RobotConfig
 from safe_pruner_node.types import (
     ActionChunk,
     CameraFrame,
+    DeviceImage,
     FloatArray,
     Observation,
     PolicyInput,
     RgbImage,
     StepReport,
+    host_image,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _REHEARSAL_PROMPT = "rehearsal"
 
 
-_MARGIN = 2
+MARGIN = 2
 """A camera image keeps this many pixels for each one that the model sees, on the longer side."""
 
 
@@ -72,10 +74,12 @@ class PolicyStep:
             for name, calibration in calibrations.items()
             if calibration is not None and np.any(calibration.D)
         }
-        # A calibration is for the whole resolution.
+        self._places = {camera.name: i for i, camera in enumerate(robot.cameras)}
+        # A calibration is for the whole resolution. The GPU decodes all of an image: where it does,
+        # the CPU does so too, and an image has one size whoever decodes it.
+        whole = {name for name in self._places if engine.decodes_jpeg or name in self._undistorters}
         self._enough = {
-            camera.name: None if camera.name in self._undistorters else _MARGIN * engine.image_side
-            for camera in robot.cameras
+            name: None if name in whole else MARGIN * engine.image_side for name in self._places
         }
 
     def run(
@@ -157,32 +161,54 @@ class PolicyStep:
         self.engine.reset()
         return horizon, action_dim
 
-    def _images(self, frames: Mapping[str, CameraFrame]) -> dict[str, RgbImage]:
+    def _images(self, frames: Mapping[str, CameraFrame]) -> dict[str, RgbImage | DeviceImage]:
         """What `PolicyInput` takes, in the policy's camera order, decoded side by side.
 
-        The first image, the head camera's and the largest, is decoded right here: no other thread
+        What the GPU decodes is decoded in one batch, from right here; where it has nothing to do,
+        the first image, the head camera's and the largest, is decoded right here: no other thread
         has to wake up for it, nor to wake this one.
         """
-        names = [camera.name for camera in self.robot.cameras]
-        if self._pool is None:
-            return {name: self._image(i, name, frames) for i, name in enumerate(names)}
-        others = [
-            self._pool.submit(self._image, i, name, frames)
-            for i, name in enumerate(names[1:], start=1)
-        ]
+        by_gpu = self._jpegs_for_the_gpu(frames)
+        by_cpu = [name for name in self._places if name not in by_gpu]
+        here, begun = by_cpu, {}
+        if self._pool is not None:
+            n_here = 0 if by_gpu else 1
+            here, elsewhere = by_cpu[:n_here], by_cpu[n_here:]
+            begun = {name: self._pool.submit(self._image, name, frames) for name in elsewhere}
         try:
-            first = self._image(0, names[0], frames)
+            images = self._decode_on_gpu(by_gpu, frames)
+            images |= {name: self._image(name, frames) for name in here}
         finally:
-            for other in others:
+            for other in begun.values():
                 other.exception()  # done, whatever came of it: the next query finds nobody here
-        return dict(zip(names, [first, *(other.result() for other in others)], strict=True))
+        images |= {name: other.result() for name, other in begun.items()}
+        return {name: images[name] for name in self._places}
 
-    def _image(self, camera: int, name: str, frames: Mapping[str, CameraFrame]) -> RgbImage:
+    def _jpegs_for_the_gpu(self, frames: Mapping[str, CameraFrame]) -> dict[str, bytes]:
+        """Camera to JPEG of those that the engine may decode; undistortion is the CPU's."""
+        if not self.engine.decodes_jpeg:
+            return {}
+        return {
+            name: frames[name].data
+            for name in self._places
+            if name in frames and name not in self._undistorters and is_plain_jpeg(frames[name])
+        }
+
+    def _decode_on_gpu(
+        self, jpegs: Mapping[str, bytes], frames: Mapping[str, CameraFrame]
+    ) -> dict[str, RgbImage | DeviceImage]:
+        """Images that the engine decodes; the CPU does if it cannot, or says what is wrong."""
+        images = self.engine.decode(list(jpegs.values())) if jpegs else []
+        if images is None:
+            return {name: self._image(name, frames) for name in jpegs}
+        return dict(zip(jpegs, images, strict=True))
+
+    def _image(self, name: str, frames: Mapping[str, CameraFrame]) -> RgbImage:
         """One camera's image as large as it has to be, undistorted, on its way to the device."""
         image = _decode(name, frames.get(name), self._enough[name])
         if name in self._undistorters:
             image = self._undistorters[name].apply(image)
-        return self.engine.place(camera, image)
+        return self.engine.place(self._places[name], image)
 
 
 class _StageTimes:
@@ -216,8 +242,12 @@ def _grey(camera: CameraConfig) -> CameraFrame:
     return CameraFrame(image.tobytes(), "rgb8", height, width, 3 * width, 0, 0)
 
 
-def _draw_overlays(images: Mapping[str, RgbImage], report: StepReport) -> dict[str, bytes]:
+def _draw_overlays(
+    images: Mapping[str, RgbImage | DeviceImage], report: StepReport
+) -> dict[str, bytes]:
     return {
-        camera: encode_jpeg(draw_overlay(images[camera], kept, report.visual_tokens[camera]))
+        camera: encode_jpeg(
+            draw_overlay(host_image(images[camera]), kept, report.visual_tokens[camera])
+        )
         for camera, kept in report.kept_indices.items()
     }

@@ -152,12 +152,14 @@ class Ready:
 
     Attributes:
         description: Which engine path runs, in words.
+        image_decoder: What decodes JPEG frames: ``cpu`` or ``nvjpeg``.
         checkpoint_id: Short hash of the checkpoint.
         horizon: Actions per chunk.
         action_dim: Size of one policy action.
     """
 
     description: str
+    image_decoder: str
     checkpoint_id: str
     horizon: int
     action_dim: int

@@ -122,7 +122,8 @@ class _Worker:
         # What is here stays: a collection that looks through all of torch costs a step or two.
         gc.collect()
         gc.freeze()
-        _send(channel, Ready(engine.describe(), checkpoint_id, horizon, action_dim))
+        decoder = "nvjpeg" if engine.decodes_jpeg else "cpu"
+        _send(channel, Ready(engine.describe(), decoder, checkpoint_id, horizon, action_dim))
 
     def serve(self) -> None:
         """Answer messages until told to stop or until the control process is gone."""

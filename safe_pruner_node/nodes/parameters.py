@@ -58,6 +58,11 @@ class PolicyNodeParameters:
         "Arithmetic; auto: bf16 on a GPU, fp32 on a CPU. fp8 needs a calibrated checkpoint.",
         choices=DTYPES,
     )
+    image_decoder: str = _parameter(
+        "auto",
+        "What decodes JPEG camera frames; auto: the GPU where it can.",
+        choices=("auto", "cpu", "nvjpeg"),
+    )
     worker_threads: int = _parameter(0, "CPU threads of the policy; 0: all cores but one.", 0, 256)
     worker_niceness: int = _parameter(5, "Niceness of the policy process.", 0, 19)
     seed: int = _parameter(0, "Seed of the flow noise.", 0, 2**31 - 1)

@@ -416,6 +416,7 @@ def worker_settings(parameters: PolicyNodeParameters, robot: RobotConfig) -> Wor
         tokenizer=Path(parameters.tokenizer).expanduser() if parameters.tokenizer else None,
         device=parameters.device,
         dtype=parameters.dtype,
+        image_decoder=parameters.image_decoder,
         pruner=_pruner_settings(parameters),
         flow_steps=parameters.flow_steps or None,
         threads=threads,
@@ -502,6 +503,7 @@ def _worker_health(session: RobotSession) -> Health:
         session.worker.failure or state.value,
         {
             "engine": session.engine,
+            "image decoder": session.image_decoder,
             "checkpoint": session.checkpoint_id,
             "deaths": session.worker.deaths,
             "pid": session.worker.pid,

@@ -98,6 +98,7 @@ class RobotSession:
         self.prompt = settings.prompt
         self.checkpoint_id = ""
         self.engine = ""
+        self.image_decoder = ""
         self.waiting_for = "the worker"
         self.output: ControlOutput | None = None
         self.finished: deque[FinishedStep] = deque(maxlen=_STEPS_KEPT)
@@ -257,9 +258,13 @@ class RobotSession:
             logger.info(f"worker: {event.text} ({event.fraction:.0%})")
         elif isinstance(event, WorkerReady):
             self.checkpoint_id, self.engine = event.checkpoint_id, event.description
+            self.image_decoder = event.image_decoder
             self.supervisor.on_worker_ready(now_s)
             self._ready.set()
-            logger.info(f"worker ready: {event.description}, checkpoint {event.checkpoint_id}")
+            logger.info(
+                f"worker ready: {event.description}, JPEG decoded by {event.image_decoder}, "
+                f"checkpoint {event.checkpoint_id}"
+            )
         elif isinstance(event, WorkerLost):
             self.supervisor.on_worker_lost(now_s)
             logger.error(f"worker lost: {event.reason}; holding, starting a new one")

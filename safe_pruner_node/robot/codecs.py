@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -17,11 +18,13 @@ MODE_POSITION = 1
 
 _FILE_END = {"jpeg": b"\xff\xd9", "png": b"IEND\xaeB`\x82"}
 """Last bytes of a whole file; without them OpenCV decodes a truncated one half grey."""
-_MARKER, _START_OF_SCAN = 0xFF, 0xDA
+_MARKER, _START_OF_SCAN, _ADOBE = 0xFF, 0xDA, 0xEE
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """SOF0..15 of JPEG; the three in between are tables and an extension."""
 _PIXELS_MAX = 1 << 27
 """A header that claims more lies; OpenCV, which refuses that, might let half of it pass."""
+_PLAIN = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended and progressive; the others are lossless or arithmetic."""
 _CHANNELS = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}
 _TO_RGB = {
     "bgr8": cv2.COLOR_BGR2RGB,
@@ -173,10 +176,27 @@ def image_to_rgb(
     return np.asarray(cv2.cvtColor(pixels, _TO_RGB[frame.encoding]), dtype=np.uint8)
 
 
+def is_plain_jpeg(frame: CameraFrame) -> bool:
+    """Whether a frame is a whole JPEG as every decoder knows it: 8 bits, luminance and two colours.
+
+    Of anything else `image_to_rgb` says what is in it, or what is wrong with it.
+    """
+    if frame.encoding != "jpeg" or not _is_whole(frame):
+        return False
+    header = _jpeg_header(frame.data)
+    if header is None or header.kind not in _PLAIN or header.bits != 8:
+        return False
+    return 0 < header.width * header.height <= _PIXELS_MAX and header.is_ycc
+
+
+def _is_whole(frame: CameraFrame) -> bool:
+    """Whether a compressed payload has its end; some cameras pad it with zeros."""
+    return frame.data.rstrip(b"\0").endswith(_FILE_END[frame.encoding])
+
+
 def _decode_compressed(frame: CameraFrame, source: str, enough: int | None) -> RgbImage:
     bgr = None
-    # Some cameras pad the payload with zeros.
-    if frame.data.rstrip(b"\0").endswith(_FILE_END[frame.encoding]):
+    if _is_whole(frame):
         payload = np.frombuffer(frame.data, np.uint8)
         half = frame.encoding == "jpeg" and enough is not None and _half_is_enough(frame, enough)
         size = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
@@ -191,28 +211,63 @@ def _decode_compressed(frame: CameraFrame, source: str, enough: int | None) -> R
 
 def _half_is_enough(frame: CameraFrame, enough: int) -> bool:
     """What the header says of the size; the robot file may say what the driver does not do."""
-    size = _jpeg_size(frame.data)
-    if size is None or size[0] * size[1] > _PIXELS_MAX:  # the decoder will say what is wrong
-        return False
+    header = _jpeg_header(frame.data)
+    if header is None or header.width * header.height > _PIXELS_MAX:
+        return False  # the decoder will say what is wrong
+    size = header.width, header.height
     # Half an odd side would be rounded, and with it the aspect.
     return max(size) >= 2 * enough and size[0] % 2 == size[1] % 2 == 0
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from a JPEG's frame header; None where there is none.
+@dataclass(frozen=True)
+class _JpegHeader:
+    """What a JPEG says of itself before its first scan.
+
+    Attributes:
+        kind: Its start-of-frame marker.
+        bits: Per sample.
+        width: Columns.
+        height: Rows.
+        components: Their ids.
+        is_adobe: Adobe's segment came before, which may say what they are.
+    """
+
+    kind: int
+    bits: int
+    width: int
+    height: int
+    components: tuple[int, ...]
+    is_adobe: bool
+
+    @property
+    def is_ycc(self) -> bool:
+        """Surely luminance and two colours, by libjpeg's rule for files without Adobe's segment."""
+        return len(self.components) == 3 and bytes(self.components) != b"RGB" and not self.is_adobe
+
+
+def _jpeg_header(data: bytes) -> _JpegHeader | None:
+    """A JPEG's frame header; None where there is none.
 
     A few microseconds; PIL takes ten times as long to say it.
     """
     at = 2  # after the start-of-image marker
-    while len(data) >= at + 9 and data[at] == _MARKER:
+    is_adobe = False
+    while len(data) >= at + 10 and data[at] == _MARKER:
         kind = data[at + 1]
         if kind == _MARKER:  # fill byte
             at += 1
         elif kind in _FRAME_HEADERS:
-            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
-            return int.from_bytes(width, "big"), int.from_bytes(height, "big")
+            return _JpegHeader(
+                kind=kind,
+                bits=data[at + 4],
+                width=int.from_bytes(data[at + 7 : at + 9], "big"),
+                height=int.from_bytes(data[at + 5 : at + 7], "big"),
+                components=tuple(data[at + 10 : at + 10 + 3 * data[at + 9] : 3]),
+                is_adobe=is_adobe,
+            )
         elif kind == _START_OF_SCAN:
             return None
         else:
+            is_adobe |= kind == _ADOBE
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

@@ -11,10 +11,15 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 import triton_interpreter  # noqa: F401
 from cuda_graph_checks import METHODS
+from fused_flow_checks import SMALL as SMALL_FLOW
+from fused_flow_checks import plain, random_cache, random_expert
 from fused_prefix_checks import random_policy
 from small_policy import SMALL, Frames
 
+from safe_pruner_node.engine.flow import FlowSchedule
 from safe_pruner_node.engine.fused import FusedRunner, unsupported
+from safe_pruner_node.engine.fused_denoise import FusedDenoise
+from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.session import PolicySession
 from safe_pruner_node.pi05.config import PI05
 
@@ -70,3 +75,34 @@ def test_sessions_are_the_eager_ones():
             kept.append(a.decision.keep)
     assert kept[0] is None  # a keyframe, then pruned steps on what it left
     assert not torch.equal(kept[1], kept[2])
+
+
+def test_a_model_that_the_resident_kernel_is_not_for_says_so():
+    model = random_policy(POLICY, "cpu", lambda _: torch.float32)
+    (note,) = FusedRunner(model).notes
+    assert "Triton" in note
+    assert "device cpu" in note
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU this is what make bench-gpu does"
+)
+@pytest.mark.parametrize(("horizon", "resident"), [(4, True), (65, False)])
+def test_a_call_goes_to_the_resident_kernel_only_where_it_fits(monkeypatch, horizon, resident):
+    model = random_expert(replace(SMALL_FLOW, horizon=horizon))
+    denoise = FusedDenoise(model)
+
+    def refuse(*_):
+        raise RuntimeError("a GPU")
+
+    monkeypatch.setattr(denoise, "_resident", SimpleNamespace(denoise=refuse))
+    schedule, cache = FlowSchedule(model, 1), random_cache(model.config, [40, 40])
+    noise = torch.randn(1, horizon, model.config.action_dim)
+    prompt = Prompt(torch.zeros(1, 8, dtype=torch.long))
+    if resident:
+        with pytest.raises(RuntimeError, match="a GPU"):
+            denoise(schedule, 32, None, cache, noise, None, prompt)
+        return
+    actions, _ = denoise(schedule, 32, None, cache, noise, None, prompt)
+    expected, _ = plain(model, schedule, 32, None, cache, noise, 8, 8)
+    torch.testing.assert_close(actions, expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from safe_pruner_node.pi05.checkpoint import load_checkpoint
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import resize_with_pad, to_model_images
 from safe_pruner_node.pruning.settings import PrunerSettings, load_preset
-from safe_pruner_node.types import PolicyInput
+from safe_pruner_node.types import DeviceImage, PolicyInput
 
 ROBOT = load_preset(None, "robot")
 SAFE = replace(ROBOT, gamma=-1.0, camera_floor=4)
@@ -100,6 +100,18 @@ def test_placed_images_are_the_images(build):
         }
         actions, _ = engine.step(replace(inputs, images=images), noise)
         np.testing.assert_array_equal(actions, expected)
+
+
+def test_images_may_be_on_the_device_already(build):
+    """As a decoder there leaves them: planes behind each other; among others that are here."""
+    inputs, noise = view(), np.random.default_rng(5).standard_normal((50, 32))
+    expected, _ = build().step(inputs, noise)
+    images = dict(inputs.images)
+    for name in ("head", "right_wrist"):
+        planes = torch.from_numpy(images[name]).permute(2, 0, 1).contiguous()
+        images[name] = DeviceImage(planes.permute(1, 2, 0))
+    actions, _ = build().step(replace(inputs, images=images), noise)
+    np.testing.assert_array_equal(actions, expected)
 
 
 def test_cameras_of_any_sizes_keep_their_places(build):
@@ -238,6 +250,10 @@ def test_noise_of_another_shape_is_refused(build):
             {"path": "graphs"},
             r"parameter: path: found graphs, on device cpu, expected auto",
         ),
+        (
+            {"image_decoder": "nvjpeg"},
+            r"parameter: image_decoder: found nvjpeg, on device cpu, expected auto or cpu",
+        ),
         ({"device": "cuda"}, r"parameter: device: found cuda, but torch sees no CUDA device"),
     ],
 )
@@ -267,6 +283,7 @@ def test_a_tokenizer_with_more_pieces_than_the_embedding_fails_the_build(build, 
         ("device", "gpu"),
         ("dtype", "float16"),
         ("path", "graph"),
+        ("image_decoder", "gpu"),
         ("flow_steps", 0),
         ("threads", -1),
         ("seed", 1.5),

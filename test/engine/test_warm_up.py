@@ -56,6 +56,14 @@ def warm_up(engine, progress=lambda *_: None):
     engine.reset()
 
 
+def test_what_the_runner_notes_is_said_before_anything_is_captured(engine):
+    told = []
+    engine._session.runner.notes = ("flow: slowly", "for want of a GPU")
+    engine.warm_up(lambda text, _: told.append(text), prompt=PROMPT, cameras=2)
+    assert told[:2] == ["flow: slowly", "for want of a GPU"]
+    assert told[2].startswith("capturing 1/4")
+
+
 def test_every_step_after_it_finds_its_captures(engine):
     told = []
     warm_up(engine, lambda *line: told.append(line))

@@ -23,7 +23,7 @@ from safe_pruner_node.inference.overlay import draw_overlay
 from safe_pruner_node.inference.policy_step import InputError, PolicyStep
 from safe_pruner_node.robot.calibration import Undistorter
 from safe_pruner_node.robot.codecs import image_to_rgb
-from safe_pruner_node.types import CameraFrame
+from safe_pruner_node.types import CameraFrame, DeviceImage, host_image
 
 CPU = torch.device("cpu")
 
@@ -235,6 +235,141 @@ def test_a_bad_frame_is_raised_when_nobody_decodes_any_more(engine, robot, obser
     assert len(placed) == 2
 
 
+class Decoder:
+    """Stands in for the GPU's, on the CPU: whole images, planes behind each other; may refuse."""
+
+    def __init__(self):
+        self.batches = []
+        self.threads = set()
+        self.refuses = False
+
+    def decode(self, jpegs):
+        self.batches.append(jpegs)
+        self.threads.add(threading.current_thread())
+        if self.refuses:
+            return None
+        return [torch.from_numpy(plane_by_plane(jpeg)).permute(1, 2, 0) for jpeg in jpegs]
+
+
+def plane_by_plane(jpeg):
+    return np.ascontiguousarray(image_to_rgb(conftest.frame_of(jpeg)).transpose(2, 0, 1))
+
+
+class DecodingEngine(SeeingEngine):
+    """An engine that has such a decoder."""
+
+    decodes_jpeg = True
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.decoder = Decoder()
+
+    def decode(self, jpegs):
+        images = self.decoder.decode(jpegs)
+        return None if images is None else [DeviceImage(pixels) for pixels in images]
+
+
+@pytest.fixture
+def decoding(tmp_path):
+    return DecodingEngine(EngineSettings(checkpoint=tmp_path))
+
+
+def color_frame(camera, seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (9, 16, 3), np.uint8)
+    _, data = cv2.imencode(".jpg", cv2.resize(small, (camera.width, camera.height)))
+    return conftest.frame_of(data.tobytes())
+
+
+@pytest.fixture
+def in_color(robot, observe):
+    """Makes observations whose frames are what a GPU decodes, unless they are given."""
+
+    def make(**changed):
+        frames = {c.name: color_frame(c, seed) for seed, c in enumerate(robot.cameras)}
+        return observe(**{**frames, **changed})
+
+    return make
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_jpegs_are_one_batch_of_the_engine_where_it_decodes(decoding, robot, in_color, threads):
+    observation = in_color()
+    PolicyStep(decoding, robot, threads=threads).run(observation, 0, want_overlay=False)
+    assert decoding.decoder.batches == [[f.data for f in observation.frames.values()]]
+    assert decoding.decoder.threads == {threading.current_thread()}
+    assert tuple(decoding.seen.images) == robot.policy.camera_order
+    for name, image in decoding.seen.images.items():
+        assert isinstance(image, DeviceImage)
+        np.testing.assert_array_equal(host_image(image), image_to_rgb(observation.frames[name]))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_what_the_engine_does_not_decode_the_cpu_does(decoding, distorted, in_color, threads):
+    """A lens that distorts, a raw frame; the third is a JPEG. All of them in their places."""
+    raw = raw_frame(distorted.cameras[1])
+    observation = in_color(left_wrist=raw)
+    PolicyStep(decoding, distorted, threads=threads).run(observation, 0, want_overlay=False)
+    assert decoding.decoder.batches == [[observation.frames["right_wrist"].data]]
+    undistorter = Undistorter(distorted.cameras[0].load_calibration())
+    expected = {name: image_to_rgb(frame) for name, frame in observation.frames.items()}
+    expected["head"] = undistorter.apply(expected["head"])
+    assert list(decoding.seen.images) == list(expected)
+    for name, image in decoding.seen.images.items():
+        np.testing.assert_array_equal(host_image(image), expected[name])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_frames_that_are_no_colour_jpegs_never_reach_the_engines_decoder(
+    decoding, robot, observe, threads
+):
+    """Grey ones, and one that is cut; the images are as large as the engine's would be."""
+    step = PolicyStep(decoding, robot, threads=threads)
+    step.run(observe(), 0, want_overlay=False)
+    assert [image.shape for image in decoding.seen.images.values()] == [
+        (camera.height, camera.width, 3) for camera in robot.cameras
+    ]
+    cut = conftest.frame_of(color_frame(robot.cameras[1]).data[:-9])
+    with pytest.raises(InputError, match=r"camera left_wrist: .* do not decode"):
+        step.run(observe(left_wrist=cut), 0, want_overlay=False)
+    with pytest.raises(InputError, match="camera head: no frame"):
+        step.run(dataclasses.replace(observe(), frames={}), 0, want_overlay=False)
+    assert decoding.decoder.batches == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_that_the_engine_refuses_is_the_cpus(decoding, robot, in_color, threads):
+    """Which decodes it, at the size that the engine would have, or says which frame is broken."""
+    step, observation = PolicyStep(decoding, robot, threads=threads), in_color()
+    decoding.decoder.refuses = True
+    step.run(observation, 0, want_overlay=False)
+    for name, image in decoding.seen.images.items():
+        np.testing.assert_array_equal(image, image_to_rgb(observation.frames[name]))
+    broken = conftest.frame_of(without_tables(observation.frames["left_wrist"].data))
+    with pytest.raises(InputError, match=r"camera left_wrist: .* \d+ bytes that do not decode"):
+        step.run(in_color(left_wrist=broken), 0, want_overlay=False)
+    decoding.decoder.refuses = False
+    step.run(observation, 0, want_overlay=False)
+    assert all(isinstance(image, DeviceImage) for image in decoding.seen.images.values())
+
+
+def without_tables(jpeg):
+    """A JPEG whose frame header is whole and whose quantisation tables are not."""
+    at = jpeg.index(b"\xff\xdb")
+    return jpeg[: at + 4] + b"\xff" + jpeg[at + 5 :]
+
+
+def test_overlays_of_images_on_the_device(engine, decoding, robot, in_color):
+    """As of those on the host, but that they were decoded whole."""
+    for policy in (engine, decoding):
+        output = PolicyStep(policy, robot).run(in_color(), 0, want_overlay=True)
+        images = [cv2.imdecode(np.frombuffer(j, np.uint8), 1) for j in output.overlays.values()]
+        if policy is engine:
+            expected = images
+    for image, other in zip(images, expected, strict=True):
+        assert image.shape == other.shape
+        assert np.abs(image.astype(int) - other).mean() < 2
+
+
 @pytest.mark.parametrize("kind", ["CompressedImage", "Image"])
 def test_rehearsal_is_on_images_as_large_as_the_cameras_will_be(engine, robot, observe, kind):
     """A JPEG of 1280x720 is decoded at half its size, a raw frame is not."""
@@ -260,6 +395,20 @@ def test_no_real_step_captures_anything_after_the_rehearsal(robot, observe, smal
     step.rehearse("stand still")
     for _ in range(2):
         report = step.run(observe(), 0, want_overlay=False).report
+        assert "capture" not in report.stage_ms
+
+
+def test_nor_where_the_gpu_decodes_or_refuses_to(robot, in_color, small_checkpoint):
+    settings = EngineSettings(small_checkpoint, device="cpu", threads=1)
+    policy, decoder = load_policy(settings), Decoder()
+    runner = GraphRunner(CPU)
+    engine = PolicyEngine(*policy, settings.pruner, runner=runner, decoder=decoder)
+    step = PolicyStep(engine, robot)
+    engine.warm_up(lambda *_: None, prompt="stand still")
+    step.rehearse("stand still")
+    assert decoder.batches
+    for decoder.refuses in (False, True, False):
+        report = step.run(in_color(), 0, want_overlay=False).report
         assert "capture" not in report.stage_ms
 
 

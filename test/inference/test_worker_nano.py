@@ -52,6 +52,7 @@ def first_chunk_in_process(nano, robot, observation):
 def test_steps_prunes_resets_and_survives_a_kill(launch, nano, observe, robot):
     worker = launch(None, nano)
     first = worker.wait_for(WorkerReady)
+    assert first.image_decoder == "cpu"
     assert first.checkpoint_id == checkpoint_id(nano.engine.checkpoint)
     assert (first.horizon, first.action_dim) == (30, robot.layout.dof)
 

@@ -44,3 +44,8 @@ def test_by_default_control_keeps_a_core(robot, monkeypatch, cores, images):
 
 def test_the_arithmetic_is_the_one_asked_for(robot):
     assert settings(robot, dtype="fp8").engine.dtype == "fp8"
+
+
+def test_the_image_decoder_is_the_workers(robot):
+    assert settings(robot).engine.image_decoder == "auto"
+    assert settings(robot, image_decoder="nvjpeg").engine.image_decoder == "nvjpeg"

@@ -18,6 +18,7 @@ from safe_pruner_node.robot.codecs import (
     fill_command,
     frame_from_message,
     image_to_rgb,
+    is_plain_jpeg,
     joint_state_to_array,
 )
 from safe_pruner_node.robot.config import load_robot_config
@@ -307,6 +308,66 @@ def test_a_wrong_image_is_one_line(message, fragments):
     assert "\n" not in str(caught.value)
     for fragment in ("camera head", *fragments):
         assert fragment in str(caught.value)
+
+
+def saved(pixels, **options):
+    """A JPEG as PIL writes it."""
+    data = BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", **options)
+    return changed(compressed_image(picture(), ".jpg", "jpeg"), data=data.getvalue())
+
+
+def header_of(message, **fields):
+    """The same JPEG with other values in its frame header: from an offset on, these bytes."""
+    data = bytearray(message.data)
+    start = data.index(b"\xff\xc0")
+    for offset, values in fields.items():
+        at = start + int(offset[1:])
+        data[at : at + len(values)] = values
+    return changed(message, data=bytes(data))
+
+
+def plain():
+    return saved(smooth(16, 32))
+
+
+@pytest.mark.parametrize(
+    ("message", "is_plain"),
+    [
+        (plain(), True),
+        (compressed_image(smooth(16, 32), ".jpg", "jpeg"), True),
+        (saved(smooth(16, 32), progressive=True), True),
+        (saved(smooth(16, 32), exif=thumbnail()), True),
+        (changed(plain(), data=plain().data + b"\0" * 9), True),
+        (saved(smooth(16, 32)[..., 0]), False),
+        (saved(smooth(16, 32), keep_rgb=True), False),
+        (header_of(plain(), _4=b"\x0c"), False),
+        (header_of(plain(), _1=b"\xc3"), False),
+        (header_of(plain(), _5=b"\0\0"), False),
+        (header_of(plain(), _5=b"\xff\xdc\xff\xdc"), False),
+        (cut(plain(), 300), False),
+        (changed(plain(), data=b"\xff\xd8\xff\xd9"), False),
+        (compressed_image(picture(), ".png", "png"), False),
+        (raw_image(picture(), "rgb8"), False),
+    ],
+    ids=[
+        "plain", "OpenCV's", "progressive", "thumbnail", "padded", "grey", "RGB inside",
+        "12 bits", "lossless", "no rows", "impossible size", "cut", "nothing", "png", "raw",
+    ],
+)  # fmt: skip
+def test_a_plain_jpeg_is_one_that_any_decoder_takes(message, is_plain):
+    assert is_plain_jpeg(frame_from_message(message, 1)) is is_plain
+
+
+def test_a_jpeg_of_cmyk_is_not_plain():
+    """Nor is anything else with Adobe's segment in front."""
+    data = BytesIO()
+    Image.fromarray(smooth(16, 32)).convert("CMYK").save(data, "JPEG")
+    message = changed(plain(), data=data.getvalue())
+    assert not is_plain_jpeg(frame_from_message(message, 1))
+    adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0"
+    message = changed(plain(), data=plain().data[:2] + adobe + plain().data[2:])
+    assert not is_plain_jpeg(frame_from_message(message, 1))
 
 
 def all_kinds():

@@ -149,11 +149,13 @@ def last_tasks(paths: Sequence[str], best: str | None) -> list[Task]:
     """
     tasks = []
     if best is not None:
-        tasks = [Task(best, ("end_to_end",)), Task(best, ("shapes", "curves"))]
+        tasks = [
+            Task(best, ("end_to_end",)),
+            Task(best, ("cold_start",), least_s=COLD_START_S),
+            Task(best, ("shapes", "curves")),
+        ]
     if COMPILED in paths:
         tasks.append(Task(COMPILED, ("correctness",)))
-    if best is not None:
-        tasks.append(Task(best, ("cold_start",), least_s=COLD_START_S))
     return tasks
 
 
@@ -292,6 +294,8 @@ def run_task(task: Task, run: Run, deadline_s: float) -> None:
         _write_all(task, run, FAILED, one_line(error))
         return
     console = make_console()
+    for note in runner.notes:
+        console.print(f"{task.path}: {note}", highlight=False)
     bench = Bench(model, runner, run.out, deadline_s, run.quick, console)
     for name in task.sections:
         run_section(name, _sections()[name], bench)
