@@ -36,7 +36,9 @@ def run(bench, pruner, index=0, settings=SETTINGS, task=TASK):
     step = bench.policy.engine.step
 
     def spy(inputs, noise=None):
-        given.append((inputs, noise))
+        # The engine takes the memory of an image again for the camera's next one.
+        images = {name: image.copy() for name, image in inputs.images.items()}
+        given.append((replace(inputs, images=images), noise))
         return step(inputs, noise)
 
     bench.policy.engine.step = spy
