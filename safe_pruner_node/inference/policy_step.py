@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _REHEARSAL_PROMPT = "rehearsal"
 
 
-_MARGIN = 2
+MARGIN = 2
 """A camera image keeps this many pixels for each one that the model sees, on the longer side."""
 
 
@@ -79,7 +79,7 @@ class PolicyStep:
         # the CPU does so too, and an image has one size whoever decodes it.
         whole = {name for name in self._places if engine.decodes_jpeg or name in self._undistorters}
         self._enough = {
-            name: None if name in whole else _MARGIN * engine.image_side for name in self._places
+            name: None if name in whole else MARGIN * engine.image_side for name in self._places
         }
 
     def run(

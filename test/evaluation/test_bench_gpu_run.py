@@ -20,6 +20,7 @@ from safe_pruner_node.evaluation.bench_gpu.bars import all_bars, is_right
 from safe_pruner_node.evaluation.bench_gpu.figures import stops_paying
 from safe_pruner_node.evaluation.bench_gpu.findings import Findings
 from safe_pruner_node.evaluation.bench_gpu.latency import latency
+from safe_pruner_node.evaluation.bench_gpu.report import markdown
 from safe_pruner_node.evaluation.bench_gpu.section import (
     CUT,
     DONE,
@@ -124,6 +125,25 @@ def timed(path, p50, memory=None):
 def checked(path, *complaints, status=DONE):
     case = {"error": 0.02, "bf16_error": 0.01, "chooses": False, "complaints": list(complaints)}
     return Result("correctness", path, status, "", {"cases": [case]})
+
+
+def test_the_table_end_to_end_says_what_decoded_and_how_far_that_is_from_the_cpu():
+    data = {
+        "start": {"ready_s": 1.0, "parts": [], "engine": "fused", "image_decoder": "nvjpeg"},
+        "frame_bytes": {"head": 1000},
+        "decoder_difference": {
+            "whole": {"mean": 1.06, "max": 11.0},
+            "fitted": {"mean": 0.31, "max": 4.2},
+        },
+        "rows": [],
+    }
+    text = markdown(Findings({}, SMALL, [Result("end_to_end", "fused", DONE, "", data)]))
+    assert "1.06 in the mean and 11 at most; in what the model sees: 0.31" in text
+    assert "nvJPEG" in text
+    data["start"]["image_decoder"] = "cpu"
+    text = markdown(Findings({}, SMALL, [Result("end_to_end", "fused", DONE, "", data)]))
+    assert "on the CPU, side by side" in text
+    assert "nvJPEG" not in text
 
 
 def test_the_best_path_is_the_fastest_that_is_right():
@@ -249,6 +269,7 @@ def test_the_whole_run_on_a_cpu(tmp_path, capfd):
     }
     worker = results["end_to_end", "eager"].data
     assert [row["keyframes"] for row in worker["rows"]] == [0, 0, 10]
+    assert (worker["start"]["image_decoder"], worker["decoder_difference"]) == ("cpu", None)
     assert worker["frame_bytes"]["head"] > worker["frame_bytes"]["left_wrist"] > 10_000
     for row in worker["rows"]:
         assert 120 <= row["text_tokens"] < 125

@@ -127,6 +127,7 @@ def _about(options: BenchGpuOptions, device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "triton": _version("triton"),
+        "torchvision": _version("torchvision"),
         "python": platform.python_version(),
         "git": git_revision(Path(__file__).parent),
         "minutes": options.minutes,

@@ -18,10 +18,12 @@ import cv2
 import numpy as np
 import torch
 
+from safe_pruner_node.engine.nvjpeg import choose_decoder
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.evaluation import bench_report
 from safe_pruner_node.evaluation.bench import MovingScene
 from safe_pruner_node.evaluation.bench_gpu import methods
+from safe_pruner_node.evaluation.bench_gpu.decoder_check import decoder_difference
 from safe_pruner_node.evaluation.bench_gpu.gpu_timing import percentiles
 from safe_pruner_node.evaluation.bench_gpu.queries import BASE
 from safe_pruner_node.evaluation.bench_gpu.section import Bench
@@ -63,8 +65,9 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
     """Start a worker and send it observations.
 
     Yields:
-        How long the worker took to be ready, the cameras' mean bytes per frame, how much of the
-        GPU's memory it has taken, its context included, and a row for each kind of step so far.
+        How long the worker took to be ready, the cameras' mean bytes per frame, how far nvJPEG's
+        pixels are from the CPU's where it runs (see `decoder_difference`), how much of the GPU's
+        memory the worker has taken, its context included, and a row for each kind of step so far.
 
     Raises:
         RuntimeError: The worker failed, died, or refused a step.
@@ -96,12 +99,14 @@ def end_to_end(bench: Bench) -> Iterator[dict[str, Any]]:
             hang_timeout_s=PATIENCE_S,  # a first step may compile kernels
             start_timeout_s=PATIENCE_S,
         )
+        difference = _decoder_difference(bench, engine.image_decoder, observations)
         worker = _Worker(worker_settings)
         free_bytes = _free_bytes(bench)
         try:
             data: dict[str, Any] = {
                 "start": worker.start(),
                 "frame_bytes": _frame_bytes(observations),
+                "decoder_difference": difference,
                 "rows": [],
                 "device_bytes": 0,
             }
@@ -125,6 +130,21 @@ def _frame_bytes(observations: list[Observation]) -> dict[str, int]:
         camera: round(np.mean([len(o.frames[camera].data) for o in observations]))
         for camera in observations[0].frames
     }
+
+
+def _decoder_difference(
+    bench: Bench, image_decoder: str, observations: list[Observation]
+) -> dict[str, dict[str, float]] | None:
+    """Of the decoder that the worker will have; None where that is the CPU."""
+    decoder = choose_decoder(image_decoder, bench.model.device)
+    if decoder is None:
+        return None
+    frames = [frame for o in observations for frame in o.frames.values()]
+    difference = decoder_difference(decoder, frames, bench.model.config.vision.image)
+    for what, levels in difference.items():
+        mean, most = levels["mean"], levels["max"]
+        bench.say(f"nvJPEG against libjpeg, {what}: {mean:.2f} grey levels in the mean, {most:.0f}")
+    return difference
 
 
 def _free_bytes(bench: Bench) -> int:
@@ -152,6 +172,7 @@ class _Worker:
             "ready_s": time.monotonic() - started_s,
             "parts": parts,
             "engine": event.description,
+            "image_decoder": event.image_decoder,
         }
 
     def step(self, observation: Observation) -> WorkerResult:

@@ -191,6 +191,23 @@ def _curves(run: Findings) -> Iterator[Grid]:
         yield Grid(f"Latency over ρ and ls: {result.path}", header, rows, note)
 
 
+def _decoding(data: Row) -> str:
+    """What the stage ``decode`` is, with that decoder."""
+    if data["start"]["image_decoder"] == "cpu":
+        return (
+            "on the CPU, side by side (at half size where that is enough), undistortion, the copy "
+            "to the device begun"
+        )
+    text = "nvJPEG, one batch, into the GPU's memory"
+    if (difference := data["decoder_difference"]) is None:
+        return text
+    whole, fitted = (
+        f"{levels['mean']:.2f} in the mean and {levels['max']:.0f} at most"
+        for levels in (difference["whole"], difference["fitted"])
+    )
+    return f"{text} (grey levels from the CPU's images: {whole}; in what the model sees: {fitted})"
+
+
 def _end_to_end(run: Findings) -> Iterator[Grid]:
     for result in run.of("end_to_end"):
         rows = result.data["rows"]
@@ -207,10 +224,9 @@ def _end_to_end(run: Findings) -> Iterator[Grid]:
         note = (
             f"The node's own worker process ({start['engine']}), ready {start['ready_s']:.1f} s "
             f"after its spawn ({parts}). JPEG of 1280x720 and twice 640x360 ({sizes} a frame) "
-            "through shared memory; decode: side by side (at half size where that is enough), "
-            "undistortion, the copy to the device begun; resize: what is left of the copy, and the "
-            "resize; tokenize: what of it the vision tower does not hide; step, robot units, the "
-            "chunk back. Milliseconds, p50 / p99."
+            f"through shared memory; decode: {_decoding(result.data)}; resize: what is left of the "
+            "copy, and the resize; tokenize: what of it the vision tower does not hide; step, "
+            "robot units, the chunk back. Milliseconds, p50 / p99."
         )
         header = ("stage", *(row["mode"] for row in rows))
         yield Grid(f"End to end: {result.path}", header, cells, note)
