@@ -318,6 +318,24 @@ def test_what_the_engine_does_not_decode_the_cpu_does(decoding, distorted, in_co
         np.testing.assert_array_equal(host_image(image), expected[name])
 
 
+def test_the_cpu_decodes_while_the_engine_does(decoding, robot, in_color):
+    """One frame is the CPU's, and each of the two waits here for the other."""
+    meeting, decode = threading.Barrier(2), decoding.decoder.decode
+
+    def place(_camera, image):
+        meeting.wait(conftest.PATIENCE_S)
+        return image
+
+    def waiting(jpegs):
+        meeting.wait(conftest.PATIENCE_S)
+        return decode(jpegs)
+
+    decoding.place, decoding.decoder.decode = place, waiting
+    observation = in_color(head=raw_frame(robot.cameras[0]))
+    PolicyStep(decoding, robot, threads=2).run(observation, 0, want_overlay=False)
+    assert not meeting.broken
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_frames_that_are_no_colour_jpegs_never_reach_the_engines_decoder(
     decoding, robot, observe, threads

@@ -255,7 +255,7 @@ def _decoding(data: Row) -> str:
         f"{levels['mean']:.2f} in the mean and {levels['max']:.0f} at most"
         for levels in (difference["whole"], difference["fitted"])
     )
-    return f"{text} (grey levels away from the CPU's: {whole}; of what the model sees: {fitted})"
+    return f"{text} (grey levels from the CPU's images: {whole}; in what the model sees: {fitted})"
 
 
 def _end_to_end(run: Findings) -> Iterator[Grid]:
