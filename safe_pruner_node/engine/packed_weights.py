@@ -61,7 +61,7 @@ def _pack(
         parameter.data = view
     if whole.is_cuda:
         # Else torch keeps what the parameters had: blocks of half this size, of no use for the next
-        # matrix, 2.4 GB of gate and up alone.
+        # matrix.
         torch.cuda.empty_cache()
     return whole
 
