@@ -35,11 +35,11 @@ CHUNK = 64
 """Rows and columns of a chunk of an image."""
 MOST_ROWS = 64
 MOST_PARTS = 32
-COUNTERS = 2 + 4 * SHARES
-SHARED_BYTES = 224_768
+COUNTERS = 2 + 4 * SHARES + 64
+SHARED_BYTES = 231_808
 CAPABILITY = (9, 0)
 CLOCKS = False
-EXTRA: dict[str, int] = {"ROTATE": 1, "CHAINS": 2}
+EXTRA: dict[str, int] = {"TURN": 1}
 
 _WEIGHTS = ("qkv", "o", "gate_up", "down")
 _MODULATION = (
@@ -107,7 +107,7 @@ class ResidentFlow:
         heads, out, into = config.heads, model.action_out_proj, model.action_in_proj
         parts = max(own.shape[1] for own in own_cache)
         rows = -(-horizon // 8) * 8
-        n_exchanged = 2 * PROGRAMS * SHARES * rows * 8  # floats
+        n_exchanged = 2 * PROGRAMS * SHARES * 512
         tensors = {
             **self._modulation(schedule),
             "in_weight": into.weight,
@@ -117,9 +117,9 @@ class ResidentFlow:
             "cos": cos,
             "sin": sin,
             "actions": actions,
-            "parts": noise.new_empty(parts, heads, horizon, config.head_dim, dtype=model.dtype),
+            "parts": noise.new_empty(parts, heads, MOST_ROWS, config.head_dim, dtype=model.dtype),
             "lse": noise.new_empty(parts, heads, horizon, dtype=torch.float32),
-            "exchange": torch.full((n_exchanged,), -1, dtype=torch.int32, device=device),
+            "exchange": noise.new_empty(n_exchanged, dtype=model.dtype),
             **_zeros(
                 device,
                 x=horizon * config.width * 4,
@@ -170,7 +170,6 @@ class ResidentFlow:
         if (steps, horizon) not in self._kernels:
             # NVIDIA's bindings are no requirement: only who runs this kernel imports them.
             from safe_pruner_node.engine.cuda.compile import CudaKernel  # noqa: PLC0415
-            from safe_pruner_node.engine.cuda.multiply import PRELUDE, multiply  # noqa: PLC0415
 
             expert = self._model.config.expert
             defines = {
@@ -184,14 +183,7 @@ class ResidentFlow:
                 "ACTION_DIM": self._model.config.action_dim,
                 **EXTRA,
             }
-            rows = -(-horizon // 8) * 8
-            products = (
-                multiply("multiply_rows", rows),
-                multiply("multiply_keys", KEYS),
-                multiply("multiply_values", CHUNK, transposed=True),
-            )
-            source = "".join((PRELUDE, *products, SOURCE.read_text()))
-            kernel = CudaKernel(source, "expert_flow", defines, SHARED_BYTES)
+            kernel = CudaKernel(SOURCE.read_text(), "expert_flow", defines, SHARED_BYTES)
             if kernel.blocks_at_once(THREADS) < PROGRAMS:
                 # They wait for each other: were one left out, the GPU would hang.
                 raise RuntimeError(f"fewer than {PROGRAMS} multiprocessors are free for the flow")
@@ -261,26 +253,15 @@ class _Images:
 
 def _images(layer: ExpertLayer, head_dim: int) -> _Images:
     half = head_dim // 2
-    # [heads, halves, quarters, warps, 8, D]: every warp has the two channels that rotate together
-    qkv = layer.qkv.unflatten(0, (-1, 2, half // 32, 4, 8)).permute(0, 2, 3, 1, 4, 5)
-    # [gate or up, programs, warps, 8, D]
-    gate_up = layer.gate_up.unflatten(0, (2, -1, 4, 8)).permute(1, 2, 0, 3, 4)
+    # [heads, halves, quarters, 32, D]: the channels that rotate together are in one tile
+    qkv = layer.qkv.unflatten(0, (-1, 2, half // 32, 32)).transpose(1, 2)
+    gate_up = layer.gate_up.unflatten(0, (2, PROGRAMS, -1)).transpose(0, 1)  # [programs, 2, 32, D]
     return _Images(
-        qkv=_rotated(_image(qkv.flatten(0, -2)), 1, 72),
-        o=_rotated(_shares(layer.o), SHARES),
-        gate_up=_rotated(_image(gate_up.flatten(0, -2)), 1),
-        down=_rotated(_shares(layer.down), SHARES),
+        qkv=_image(qkv.flatten(0, -2)),
+        o=_shares(layer.o),
+        gate_up=_image(gate_up.flatten(0, -2)),
+        down=_shares(layer.down),
     )
-
-
-def _rotated(image: Tensor, every: int, first: int = 0) -> Tensor:
-    """The chunks of [programs, n, 64, 64] in the order in which a program's inputs come."""
-    if not EXTRA.get("ROTATE"):
-        return image
-    programs, n = image.shape[:2]
-    start = (torch.arange(programs, device=image.device) + first) // every
-    order = (start[:, None] + torch.arange(n, device=image.device)) % n  # [programs, n]
-    return image[torch.arange(programs, device=image.device)[:, None], order].contiguous()
 
 
 def _shares(weight: Tensor) -> Tensor:

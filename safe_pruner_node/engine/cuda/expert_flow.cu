@@ -27,21 +27,24 @@
 // Compiled with WIDTH, MLP, HEADS, HEAD_DIM, DEPTH, STEPS, HORIZON, ACTION_DIM defined, behind
 // multiply_rows (ROWS = HORIZON in whole eights) and multiply_keys, which `compile.py` writes.
 
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned short bf16;
+
 constexpr int PROGRAMS = 128, SHARES = 8, TILES = PROGRAMS / SHARES, COMPUTING = 128, THREADS = 256;
-constexpr int ROWS = (HORIZON + 7) / 8 * 8, BLOCKS = ROWS / 8;  // of action rows
+constexpr int ROWS = (HORIZON + 7) / 8 * 8;  // of action rows in an image
 constexpr int KEYS = 64, HALF = HEAD_DIM / 2;
 constexpr int QKV = (HEADS + 2) * HEAD_DIM, QKV_TILES = QKV / 64, FIRST_QKV = 72;  // program of tile 0
 constexpr int CHUNK = 64 * 64, X_CHUNK = ROWS * 64;  // numbers in a chunk of weights, of action rows
-constexpr int D_CHUNKS = WIDTH / 64, HEAD_CHUNKS = HEAD_DIM / 64, DOWN_CHUNKS = MLP / SHARES / 64;
+constexpr int D_GROUPS = WIDTH / 256, HEAD_GROUPS = HEAD_DIM / 256, DOWN_GROUPS = MLP / SHARES / 256;
 static_assert(HEADS == SHARES && HEAD_DIM == 256 && WIDTH == 64 * TILES && MLP == 32 * PROGRAMS, "sizes");
 static_assert(HORIZON <= 64 && FIRST_QKV + QKV_TILES <= PROGRAMS && ACTION_DIM <= 32 && ACTION_DIM % 4 == 0, "sizes");
 
-// Shared memory.
-constexpr int SLOT = CHUNK * 2, W_SLOTS = 18, X_SLOTS = 8;
-constexpr int STAGE_PITCH = 144;  // bytes: eight rows of it are written without conflicts
-constexpr int X_AT = W_SLOTS * SLOT, STAGE_AT = X_AT + X_SLOTS * SLOT, SMALL_AT = STAGE_AT + 64 * STAGE_PITCH;
-constexpr int SMALL_BYTES = 1536;
-// + 1024 to align it, + SMALL_BYTES: SHARED_BYTES of the launch
+// Shared memory: a ring of weights in groups of four chunks, one of inputs in chunks.
+constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 5, X_SLOTS = 8;
+constexpr int X_AT = W_GROUPS * GROUP, SMALL_AT = X_AT + X_SLOTS * SLOT;
+constexpr int SCALES_AT = SMALL_AT + 256, SCRATCH_AT = SCALES_AT + 512;
+// + 640 of scratch, + 1024 to align: SHARED_BYTES of the launch
 
 struct Layer {
   const bf16 *qkv, *o, *gate_up, *down;  // images
@@ -64,10 +67,10 @@ struct Flow {
   bf16 *queries;                                             // images [h, 4, 64 rows, 64]
   bf16 *attended;                                            // images [h, 4, ROWS, 64]
   bf16 *hidden;                                              // image [M/64, ROWS, 64]
-  bf16 *parts;                                               // [P, h, H, d]
+  bf16 *parts;                                               // [P, h, 64 rows, d] in pieces, see `attend`
   float *lse;                                                // [P, h, H], base 2
   float *squares;                                            // [PROGRAMS, 64] sums of x * x
-  float *exchange;                                           // [2, TILES, SHARES to, SHARES from, BLOCKS, 32, 2]
+  bf16 *exchange;                                            // [2, TILES, SHARES to, SHARES from, 512]
   u32 *counters;                                             // zero at launch
   float *shares;                                             // a keyframe's: [h, H, n_visual], scratch
   float *saliency;                                           // out: [slots, PROGRAMS, n_visual], or null
@@ -135,6 +138,11 @@ __device__ __forceinline__ uint4 load16(const void *p) {
   asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
+__device__ __forceinline__ uint2 load8(const void *p) {
+  uint2 v;
+  asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
 __device__ __forceinline__ float4 load_float4(const float *p) {
   uint4 v = load16(p);
   return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
@@ -172,6 +180,7 @@ enum Counter {
   PARTS = QUERIES + HEADS,   // of a head: its blocks of keys
   ATTENDED = PARTS + HEADS,  // of a head: its rows
   HIDDEN = ATTENDED + HEADS, // of a share: 16 programs
+  EXCHANGED = HIDDEN + SHARES, // of a tile's warps 0, 1, 2, 3: SHARES, twice
 };
 __device__ __forceinline__ u32 *counter(const Flow &flow, int which) { return flow.counters + which * 32; }
 
@@ -216,306 +225,294 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
-// One side of a ring: its slots, and where this side is. Full barriers lie before empty ones.
-template <int SLOTS>
+__device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier) : "memory");
+}
+
+// One side of a ring of COUNT slots.
+template <int COUNT, int BYTES>
 struct Ring {
   u32 slots, barriers, at = 0, parity = 0;
   __device__ __forceinline__ Ring(u32 slots, u32 barriers) : slots(slots), barriers(barriers) {}
+  static constexpr int BARRIERS = 2 * COUNT;
   __device__ __forceinline__ u32 full() const { return barriers + at * 8; }
-  __device__ __forceinline__ u32 empty() const { return barriers + (SLOTS + at) * 8; }
-  __device__ __forceinline__ u32 slot() const { return slots + at * SLOT; }
-  __device__ __forceinline__ void next() {
-    if (++at == SLOTS) at = 0, parity ^= 1;
+  __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (COUNT + which) * 8; }
+  __device__ __forceinline__ u32 slot() const { return slots + at * BYTES; }
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < COUNT; i++) barrier_init(barriers + i * 8, 1), barrier_init(empty(i), COMPUTING / 32);
   }
-  // By one thread: bring so many chunks, each as soon as a slot is free, beginning with one of them.
-  __device__ __forceinline__ void bring(int chunks, const bf16 *chunk, u32 bytes, int first = 0) {
-    const bf16 *from = chunk + first * (bytes / 2);
+  __device__ __forceinline__ void next() {
+    if (++at == COUNT) at = 0, parity ^= 1;
+  }
+  // By one thread: bring so many pieces, each as soon as there is room; the first one is `turn`.
+  __device__ __forceinline__ void bring(int pieces, const bf16 *from, u32 bytes, int turn = 0) {
 #pragma unroll 1
-    for (int i = 0; i < chunks; i++) {
-      barrier_wait(empty(), parity ^ 1);
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full()), "r"(bytes) : "memory");
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(slot()),
-                   "l"(from), "r"(bytes), "r"(full()) : "memory");
-      from = ++first == chunks ? (first = 0, chunk) : from + bytes / 2;
+    for (int i = 0; i < pieces; i++) {
+      barrier_wait(empty(at), parity ^ 1);
+      copy_bulk(slot(), from + (i + turn) % pieces * (bytes / 2), bytes, full());
       next();
     }
   }
   __device__ __forceinline__ void wait() const { barrier_wait(full(), parity); }
   // By every warp that computes.
   __device__ __forceinline__ void free_slot(u32 which) const {
-    if (threadIdx.x % 32 == 0) barrier_arrive(barriers + (SLOTS + which) * 8);
-  }
-  __device__ __forceinline__ void free_from(u32 first, int count) const {
-    if (threadIdx.x % 32 < count) barrier_arrive(barriers + (SLOTS + (first + threadIdx.x % 32) % SLOTS) * 8);
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty(which));
   }
 };
-using Weights = Ring<W_SLOTS>;
-using Inputs = Ring<X_SLOTS>;
+using Weights = Ring<W_GROUPS, GROUP>;
+using Inputs = Ring<X_SLOTS, SLOT>;
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
-// An operand in shared memory: rows of 128 bytes, swizzled, eight rows 1024 bytes apart.
-__device__ __forceinline__ u64 operand(u32 at) {
-  return (u64)((at & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-}
+// Descriptor of an operand in shared memory, lower half: rows of 128 bytes, swizzled. The same in all lanes.
+__device__ __forceinline__ u32 operand(u32 at) { return __shfl_sync(~0u, (at & 0x3ffff) >> 4 | 1 << 16, 0); }
+// Upper half: eight rows 1024 bytes apart.
+__device__ __forceinline__ u64 descriptor(u32 lower) { return (u64)(64u | 1u << 30) << 32 | lower; }
 __device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING>
 __device__ __forceinline__ void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
 
-// c[channel][row] = weights @ inputs.T over so many chunks of both rings. A lane has channels
-// 16 * warp + lane / 4 (+ 8) and rows 8 * j + lane % 4 * 2 (+ 1): c[4 * j + 2 * (+8) + (+1)].
-__device__ __forceinline__ void product(float (&c)[4 * BLOCKS], int chunks, Weights &w, Inputs &x, int mark_at = 60) {
-  float part[CHAINS][4 * BLOCKS];  // a multiplication waits for the one before on the same sums, so four take turns
+#define SUMS(c) \
+  "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), \
+  "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), \
+  "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), \
+  "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+#define PLACES \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+
+// c[64 rows, 64 columns] (+)= a[rows, 16 of K] @ b[columns, 16 of K].T. A lane has rows 16 * warp + lane / 4
+// (+ 8) and columns 8 * j + lane % 4 * 2 (+ 1): c[4 * j + 2 * (+8) + (+1)].
+__device__ __forceinline__ void multiply(float (&c)[32], u32 a, u32 b, int accumulate) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PLACES
+               ", %32, %33, p, 1, 1, 0, 0;}" : SUMS(c) : "l"(descriptor(a)), "l"(descriptor(b)), "r"(accumulate));
+}
+// The same with a in registers and b[16 of K, columns].
+__device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 b, int accumulate) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PLACES
+               ", {%32,%33,%34,%35}, %36, p, 1, 1, 1;}"
+               : SUMS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(accumulate));
+}
+
+// Many programs read the same inputs: each begins with another group of four chunks.
+__device__ __forceinline__ int turn_of(int program) { return TURN * program; }
+
+// c = inputs @ weights.T over so many groups of weights and four times as many chunks of inputs.
+__device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, Inputs &x, int mark_at = 60) {
   u32 last_w = 0, last_x = 0;
 #pragma unroll 1
-  for (int i = 0; i < chunks; i++) {
+  for (int i = 0; i < groups; i++) {
     w.wait();
     if (i == 0) mark(mark_at);
-    x.wait();
-    if (i == 0) mark(mark_at + 1);
-    multiply_begin();
-    u64 a = operand(w.slot()), b = operand(x.slot());
+    u32 b = operand(w.slot());
 #pragma unroll
-    for (int k = 0; k < 4; k++) multiply_rows(part[k % CHAINS], a + k * 2, b + k * 2, i + k / CHAINS > 0);
-    multiply_commit();
-    if (i > 0) {
-      multiply_wait<1>();
-      w.free_slot(last_w);
-      x.free_slot(last_x);
+    for (int n = 0; n < 4; n++) {
+      x.wait();
+      if (i + n == 0) mark(mark_at + 1);
+      u32 a = operand(x.slot());
+      multiply_begin();
+#pragma unroll
+      for (int k = 0; k < 4; k++) multiply(c, a + k * 2, b + n * (SLOT / 16) + k * 2, i + n + k > 0);
+      multiply_commit();
+      if (i + n > 0) {
+        multiply_wait<1>();
+        x.free_slot(last_x);
+        if (n == 0) w.free_slot(last_w);
+      }
+      last_x = x.at;
+      x.next();
     }
-    last_w = w.at, last_x = x.at;
+    last_w = w.at;
     w.next();
-    x.next();
   }
   multiply_wait<0>();
   w.free_slot(last_w);
   x.free_slot(last_x);
-#pragma unroll
-  for (int i = 0; i < 4 * BLOCKS; i++) c[i] = CHAINS == 2 ? part[0][i] + part[1][i] : part[0][i] + part[1][i] + (part[2 % CHAINS][i] + part[3 % CHAINS][i]);
-}
-
-// Channels and rows change places: [row][channels of the warp, 16 bytes] of values as `product` has them.
-__device__ __forceinline__ void stage_rows(u32 stage, const u32 *pairs, int place) {
-  int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int j = 0; j < BLOCKS; j++) {
-    u32 to = stage + (8 * j + lane % 8) * STAGE_PITCH + place * 16;
-    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to), "r"(pairs[j]) : "memory");
-  }
 }
 
 // ---- phases -------------------------------------------------------------------------------------
 
+// By every warp that computes, after its writes.
+__device__ __forceinline__ void announce_warp(u32 *counter) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) announce(counter);
+}
+// Of 8 numbers beginning with channel 8 * piece of a row: where in a chunk they lie.
+__device__ __forceinline__ int swizzled(int row, int piece) { return row * 64 + (piece ^ row % 8) * 8; }
+
+// 64 columns: 32 channels of the first half of a head and the 32 that rotate with them.
 __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &layer, const float *bias, Weights &w, Inputs &x,
                                                 const float *row_scale, u32 scale_ready, u32 &scale_parity) {
-  int thread = this_thread();
-  int program = this_program();
-  int tile = program - FIRST_QKV, head = tile / 4, quarter = tile % 4;
-  int warp = thread / 32, lane = thread % 32;
-  int channel = quarter * 32 + warp * 8 + lane / 4;  // and the one HALF further on
-  float bias_a = bias[head * HEAD_DIM + channel], bias_b = bias[head * HEAD_DIM + channel + HALF];
-  u32 turn[2 * BLOCKS];  // cos and sin of every row
+  int thread = this_thread(), tile = this_program() - FIRST_QKV, head = tile / 4, quarter = tile % 4;
+  int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2;
+  float2 bias_a[4], bias_b[4];
+  u32 co[2][4], si[2][4];
 #pragma unroll
-  for (int i = 0; i < 2 * BLOCKS; i++) {
-    int row = 8 * (i / 2) + lane % 4 * 2 + i % 2;
-    u32 c = 0x3f80, s = 0;
-    if (row < HORIZON && head <= HEADS) c = flow.cos[row * HEAD_DIM + channel], s = flow.sin[row * HEAD_DIM + channel];
-    turn[i] = c | s << 16;
+  for (int j = 0; j < 4; j++) {
+    int channel = quarter * 32 + 8 * j + pair;
+    bias_a[j] = *(const float2 *)(bias + head * HEAD_DIM + channel);
+    bias_b[j] = *(const float2 *)(bias + head * HEAD_DIM + channel + HALF);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      co[h][j] = 0x3f803f80, si[h][j] = 0;
+      if (row + 8 * h < HORIZON && head <= HEADS) {
+        co[h][j] = *(const u32 *)(flow.cos + (row + 8 * h) * HEAD_DIM + channel);
+        si[h][j] = *(const u32 *)(flow.sin + (row + 8 * h) * HEAD_DIM + channel);
+      }
+    }
   }
-  float c[4 * BLOCKS];
-  product(c, D_CHUNKS, w, x, 40);
+  float c[32];
+  product(c, D_GROUPS, w, x, 40);
   mark(2);
   barrier_wait(scale_ready, scale_parity);
   scale_parity ^= 1;
-  unsigned char *memory = shared_memory();
-  u32 first[BLOCKS], second[BLOCKS];
 #pragma unroll
-  for (int j = 0; j < BLOCKS; j++) {
-    float out[2][2];
+  for (int h = 0; h < 2; h++) {
+    int r = row + 8 * h, key = layer.n_prefix + r;
+    if (r >= HORIZON) continue;
+    float scale = row_scale[r];
+    int in = head < HEADS ? r : key % KEYS;
+    bf16 *to = head < HEADS ? flow.queries + head * 4 * CHUNK : (head == HEADS ? layer.keys : layer.values) + key / KEYS * 4 * CHUNK;
+    to += quarter / 2 * CHUNK + pair;
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-      float r = row_scale[8 * j + lane % 4 * 2 + e], co = low(turn[2 * j + e]), si = high(turn[2 * j + e]);
-      float a = c[4 * j + e] * r + bias_a, b = c[4 * j + 2 + e] * r + bias_b;
-      out[0][e] = a * co - b * si;
-      out[1][e] = b * co + a * si;
+    for (int j = 0; j < 4; j++) {
+      const float *a = c + 4 * j + 2 * h, *b = a + 16;
+      float a0 = a[0] * scale + bias_a[j].x, a1 = a[1] * scale + bias_a[j].y;
+      float b0 = b[0] * scale + bias_b[j].x, b1 = b[1] * scale + bias_b[j].y;
+      int at = swizzled(in, quarter % 2 * 4 + j);
+      *(u32 *)(to + at) = pack(a0 * low(co[h][j]) - b0 * low(si[h][j]), a1 * high(co[h][j]) - b1 * high(si[h][j]));
+      *(u32 *)(to + 2 * CHUNK + at) = pack(b0 * low(co[h][j]) + a0 * low(si[h][j]), b1 * high(co[h][j]) + a1 * high(si[h][j]));
     }
-    first[j] = pack(out[0][0], out[0][1]);
-    second[j] = pack(out[1][0], out[1][1]);
   }
-  u32 stage = shared_address(memory + STAGE_AT);
-  stage_rows(stage, first, warp);
-  stage_rows(stage, second, 4 + warp);
-  computing_sync();
-  for (int i = thread; i < HORIZON * 8; i += COMPUTING) {
-    int row = i / 8, part = i % 8, piece = quarter % 2 * 4 + part % 4, chunk = part / 4 * 2 + quarter / 2;
-    uint4 v = *(uint4 *)(memory + STAGE_AT + row * STAGE_PITCH + part * 16);
-    bf16 *to;
-    if (head < HEADS) {
-      to = flow.queries + (head * HEAD_CHUNKS + chunk) * CHUNK + row * 64 + (piece ^ row % 8) * 8;
-    } else {
-      int key = layer.n_prefix + row, in = key % KEYS;
-      to = (head == HEADS ? layer.keys : layer.values) + (key / KEYS * HEAD_CHUNKS + chunk) * CHUNK + in * 64 + (piece ^ in % 8) * 8;
-    }
-    *(uint4 *)to = v;
-  }
-  computing_sync();
-  if (thread == 0) announce(counter(flow, head < HEADS ? QUERIES + head : KEYS_VALUES));
+  announce_warp(counter(flow, head < HEADS ? QUERIES + head : KEYS_VALUES));
 }
 
 // The rows of one head against one block of keys.
 __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int head, int part, bool watched, Weights &w, Inputs &x) {
-  int thread = this_thread();
   constexpr float SCALE = 1.4426950408889634f / 16.f;  // log2(e) / sqrt(256)
-  int warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-  unsigned char *memory = shared_memory();
-  float s[32], part_s[4 / CHAINS][32];
-  u32 first_q = x.at, first_k = w.at;
-#pragma unroll 1
-  for (int c = 0; c < HEAD_CHUNKS; c++) {
-    w.wait();
-    x.wait();
-    if (c == 0) mark(6);
-    multiply_begin();
-    u64 a = operand(x.slot()), b = operand(w.slot());
-#pragma unroll
-    for (int k = 0; k < 4; k++) multiply_keys(part_s[k % (4 / CHAINS)], a + k * 2, b + k * 2, c + k / (4 / CHAINS) > 0);
-    multiply_commit();
-    w.next();
-    x.next();
-  }
-  mark(36);
+  int thread = this_thread(), warp = thread / 32, lane = thread % 32, t = lane % 4, row = warp * 16 + lane / 4;
   int n_read = layer.n_prefix, n_keys = layer.n_prefix + HORIZON;
   if (flow.n_valid) n_read += (int)*flow.n_valid - flow.n_slots;
-  multiply_wait<0>();
-  w.free_from(first_k, HEAD_CHUNKS);
+  float s[32];
+  w.wait();
+  {
+    u32 b = operand(w.slot()), first = x.at;
 #pragma unroll
-  for (int i = 0; i < 32; i++) s[i] = CHAINS == 2 ? part_s[0][i] + part_s[1 % (4 / CHAINS)][i] : part_s[0][i];
+    for (int chunk = 0; chunk < 4; chunk++) {
+      x.wait();
+      if (chunk == 0) mark(6);
+      u32 a = operand(x.slot());
+      multiply_begin();
+#pragma unroll
+      for (int k = 0; k < 4; k++) multiply(s, a + k * 2, b + chunk * (SLOT / 16) + k * 2, chunk + k > 0);
+      x.next();
+    }
+    multiply_commit();
+    multiply_wait<0>();
+    for (int chunk = 0; chunk < 4; chunk++) x.free_slot((first + chunk) % X_SLOTS);
+    w.free_slot(w.at);
+    w.next();
+  }
   mark(37);
-  // Rows 16 * warp + g (+ 8), keys 8 * j + 2 * t (+ 1).
+  if (part * KEYS + KEYS > n_read) {
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+      int key = part * KEYS + i / 4 * 8 + 2 * t + i % 2;
+      if (key >= n_read && (key < layer.n_prefix || key >= n_keys)) s[i] = -1e30f;
+    }
+  }
   float top[2] = {-1e30f, -1e30f}, total[2] = {0.f, 0.f};
 #pragma unroll
-  for (int j = 0; j < 8; j++)
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-      int key = part * KEYS + 8 * j + 2 * t + e;
-      bool real = key < n_read || (key >= layer.n_prefix && key < n_keys);
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        float &v = s[4 * j + 2 * h + e];
-        v = real ? v * SCALE : -1e30f;
-        top[h] = fmaxf(top[h], v);
-      }
-    }
+  for (int i = 0; i < 32; i++) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
     top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
+    top[h] = fmaxf(top[h], -1e29f) * SCALE;  // no key at all: shares of 0
+  }
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        float &v = s[4 * j + 2 * h + e];
-        v = v > -1e29f ? exp2_fast(v - top[h]) : 0.f;
-        total[h] += v;
-      }
-    total[h] += __shfl_xor_sync(~0u, total[h], 1);
-    total[h] += __shfl_xor_sync(~0u, total[h], 2);
+  for (int i = 0; i < 32; i++) {
+    s[i] = exp2_fast(s[i] * SCALE - top[i / 2 % 2]);
+    total[i / 2 % 2] += s[i];
   }
   u32 p[4][4];
 #pragma unroll
   for (int k = 0; k < 4; k++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) p[k][i] = pack(s[8 * k + 4 * (i / 2) + 2 * (i % 2)], s[8 * k + 4 * (i / 2) + 2 * (i % 2) + 1]);
-  mark(33);
-  float share[2] = {total[0] > 0.f ? 1.f / total[0] : 0.f, total[1] > 0.f ? 1.f / total[1] : 0.f};
-#pragma unroll 1
+    for (int i = 0; i < 4; i++) p[k][i] = pack(s[8 * k + 2 * i], s[8 * k + 2 * i + 1]);
+#pragma unroll
   for (int h = 0; h < 2; h++) {
-    int row = warp * 16 + g + 8 * h;
-    if (row >= HORIZON) continue;
-    if (t == 0) flow.lse[(part * HEADS + head) * HORIZON + row] = total[h] > 0.f ? top[h] + log2f(total[h]) : -1e30f;
+    total[h] += __shfl_xor_sync(~0u, total[h], 1);
+    total[h] += __shfl_xor_sync(~0u, total[h], 2);
+  }
+  float share[2] = {total[0] > 0.f ? 1.f / total[0] : 0.f, total[1] > 0.f ? 1.f / total[1] : 0.f};
+  mark(33);
+  if (t < 2 && row + 8 * t < HORIZON) {
+    float all = t ? total[1] : total[0], most = t ? top[1] : top[0];
+    flow.lse[(part * HEADS + head) * HORIZON + row + 8 * t] = all > 0.f ? most + log2f(all) : -1e30f;
   }
   if (watched && part * KEYS < flow.n_visual) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      int row = warp * 16 + g + 8 * h;
-      if (row >= HORIZON) continue;
-      float *to = flow.shares + (long long)(head * HORIZON + row) * flow.n_visual + part * KEYS + t * 2;
+      if (row + 8 * h >= HORIZON) continue;
+      float *to = flow.shares + (long long)(head * HORIZON + row + 8 * h) * flow.n_visual + part * KEYS + t * 2;
 #pragma unroll
       for (int j = 0; j < 8; j++) *(float2 *)(to + 8 * j) = make_float2(s[4 * j + 2 * h] * share[h], s[4 * j + 2 * h + 1] * share[h]);
     }
   }
-  // Through the queries' slots, so that rows are written in whole pieces.
-  u32 stage = x.slots + first_q * SLOT, at_row = warp * 16 + lane % 16;
+  // [warp, chunk, row or row + 8, 2, lane, 8 channels]: what a lane has, in two pieces.
+  bf16 *to = flow.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
+  w.wait();
+  u32 b = operand(w.slot());
 #pragma unroll 1
   for (int half = 0; half < 2; half++) {
     float o[2][32];
-    u32 first_v = w.at;
-    u64 v_operand[2];
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-      w.wait();
-      v_operand[c] = operand(w.slot());
-      w.next();
-    }
     multiply_begin();
 #pragma unroll
     for (int k = 0; k < 4; k++)
 #pragma unroll
-      for (int c = 0; c < 2; c++) multiply_values(o[c], p[k], v_operand[c] + k * 128, k > 0);
+      for (int chunk = 0; chunk < 2; chunk++) multiply(o[chunk], p[k], b + chunk * (SLOT / 16) + k * 128, k > 0);
     multiply_commit();
     multiply_wait<0>();
-    w.free_from(first_v, 2);
 #pragma unroll
-    for (int c = 0; c < 2; c++) {
+    for (int chunk = 0; chunk < 2; chunk++)
 #pragma unroll
-      for (int n = 0; n < 4; n++) {  // 16 channels: two matrices of channels times two of rows
-        u32 v[4];
+      for (int h = 0; h < 2; h++) {
+        if (row + 8 * h >= HORIZON) continue;
+        u32 v[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          int j = 2 * n + i / 2, h = i % 2;
-          v[i] = pack(o[c][4 * j + 2 * h] * share[h], o[c][4 * j + 2 * h + 1] * share[h]);
-        }
-        u32 to = stage + at_row * 128 + ((2 * n + lane / 16) ^ at_row % 8) * 16;
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+        for (int j = 0; j < 8; j++) v[j] = pack(o[chunk][4 * j + 2 * h] * share[h], o[chunk][4 * j + 2 * h + 1] * share[h]);
+        *(uint4 *)(to + (chunk * 2 + h) * 512) = make_uint4(v[0], v[1], v[2], v[3]);
+        *(uint4 *)(to + (chunk * 2 + h) * 512 + 256) = make_uint4(v[4], v[5], v[6], v[7]);
       }
-      stage = stage + SLOT == x.slots + X_SLOTS * SLOT ? x.slots : stage + SLOT;
-    }
+    b += 2 * (SLOT / 16);
+    to += 4 * 512;
   }
   mark(34);
-  __syncwarp();
-  // Every warp its own rows: 512 bytes each.
-#pragma unroll 4
-  for (int i = 0; i < 16; i++) {
-    int row = warp * 16 + i;
-    if (row >= HORIZON) break;
-    const unsigned char *from = memory + X_AT + (first_q + lane / 8) % X_SLOTS * SLOT + row * 128 + (lane % 8 ^ row % 8) * 16;
-    *(uint4 *)(flow.parts + ((long long)(part * HEADS + head) * HORIZON + row) * HEAD_DIM + lane * 8) = *(uint4 *)from;
-  }
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the slots' next contents come after these
-  __syncwarp();
-  x.free_from(first_q, HEAD_CHUNKS);
-  computing_sync();
-  mark(35);
-  if (thread == 0) announce(counter(flow, PARTS + head));
+  w.free_slot(w.at);
+  w.next();
+  announce_warp(counter(flow, PARTS + head));
 }
 
 // Rows t, t + 16 and so on of head s; at most 32 parts.
 __device__ __forceinline__ void join(const Flow &flow, const Layer &layer) {
-  int thread = this_thread();
-  int program = this_program();
   constexpr int AT_ONCE = 16;
-  int parts = parts_of(layer), lane = thread % 32, head = program % SHARES;
+  int thread = this_thread(), program = this_program(), parts = parts_of(layer), lane = thread % 32, head = program % SHARES;
   int row = program / SHARES + thread / 32 * TILES;
   if (row >= HORIZON) return;
-  const bf16 *from = flow.parts + ((long long)head * HORIZON + row) * HEAD_DIM + lane * 8;
+  // As `attend` has left them: a lane reads 8 channels, 8 * j + 2 * t (+ 1) of a chunk.
+  int chunk = lane / 8, t = lane % 8 / 2, half = lane % 2;
+  const bf16 *from = flow.parts + (head * 4 + row / 16) * 4096 + (chunk * 2 + row % 16 / 8) * 512 + half * 256 + (row % 8 * 4 + t) * 8;
   float lse = lane < parts ? load_float(flow.lse + (lane * HEADS + head) * HORIZON + row) : -1e30f;
   float out[8] = {}, weight = 0.f;
+#pragma unroll 1
   for (int start = 0; start < parts; start += AT_ONCE) {
     uint4 v[AT_ONCE];
 #pragma unroll
     for (int p = 0; p < AT_ONCE; p++)
-      v[p] = start + p < parts ? load16(from + (long long)(start + p) * HEADS * HORIZON * HEAD_DIM) : make_uint4(0, 0, 0, 0);
+      v[p] = start + p < parts ? load16(from + (start + p) * HEADS * 4 * 4096) : make_uint4(0, 0, 0, 0);
     if (start == 0) {
       weight = exp2_fast(lse - largest(lse));
       weight /= sum(weight);
@@ -527,11 +524,11 @@ __device__ __forceinline__ void join(const Flow &flow, const Layer &layer) {
       out[4] += w * low(v[p].z); out[5] += w * high(v[p].z); out[6] += w * low(v[p].w); out[7] += w * high(v[p].w);
     }
   }
-  bf16 *to = flow.attended + (head * HEAD_CHUNKS + lane / 8) * X_CHUNK + row * 64 + (lane % 8 ^ row % 8) * 8;
-  *(uint4 *)to = make_uint4(pack(out[0], out[1]), pack(out[2], out[3]), pack(out[4], out[5]), pack(out[6], out[7]));
+  bf16 *to = flow.attended + (head * 4 + chunk) * X_CHUNK + t * 2;
+#pragma unroll
+  for (int j = 0; j < 4; j++) *(u32 *)(to + swizzled(row, half * 4 + j)) = pack(out[2 * j], out[2 * j + 1]);
   mark(56);
-  __syncwarp();
-  if (lane == 0) announce(counter(flow, ATTENDED + head));
+  announce_warp(counter(flow, ATTENDED + head));
 }
 
 // Shares of the visual tokens, summed over this program's rows.
@@ -539,7 +536,7 @@ __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &laye
   int thread = this_thread();
   int program = this_program();
   int parts = parts_of(layer), warp = thread / 32, lane = thread % 32, head = program % SHARES;
-  float *weights = (float *)(shared_memory() + STAGE_AT);  // [4, 32]: of each part in this program's rows
+  float *weights = (float *)(shared_memory() + SCRATCH_AT);  // [4, 32]: of each part in this program's rows
   int row = program / SHARES + warp * TILES;
   int counted = flow.over_all ? parts : flow.n_visual / KEYS;
   float lse = lane < counted && row < HORIZON ? load_float(flow.lse + (lane * HEADS + head) * HORIZON + row) : -1e30f;
@@ -559,109 +556,99 @@ __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &laye
   computing_sync();  // the stage is free again
 }
 
+// 64 columns: gate of 32 channels, and up.
 __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Weights &w, Inputs &x, const float *row_scale,
                                         u32 scale_ready, u32 &scale_parity) {
-  int thread = this_thread();
-  int program = this_program();
-  int warp = thread / 32, lane = thread % 32, channel = program * 32 + warp * 8 + lane / 4;
-  float bias_gate = bias[channel], bias_up = bias[MLP + channel];
-  float c[4 * BLOCKS];
-  product(c, D_CHUNKS, w, x, 42);
+  int thread = this_thread(), program = this_program();
+  int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2;
+  float2 bias_gate[4], bias_up[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    bias_gate[j] = *(const float2 *)(bias + program * 32 + 8 * j + pair);
+    bias_up[j] = *(const float2 *)(bias + MLP + program * 32 + 8 * j + pair);
+  }
+  float c[32];
+  product(c, D_GROUPS, w, x, 42);
   mark(21);
   barrier_wait(scale_ready, scale_parity);
   scale_parity ^= 1;
-  unsigned char *memory = shared_memory();
-  u32 out[BLOCKS];
+  mark(59);
+  bf16 *to = flow.hidden + program / 2 * X_CHUNK + pair;
 #pragma unroll
-  for (int j = 0; j < BLOCKS; j++) {
-    float y[2];
+  for (int h = 0; h < 2; h++) {
+    int r = row + 8 * h;
+    if (r >= HORIZON) continue;
+    float scale = row_scale[r];
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-      float r = row_scale[8 * j + lane % 4 * 2 + e];
-      float a = c[4 * j + e] * r + bias_gate, b = c[4 * j + 2 + e] * r + bias_up;
-      // gelu(a) = a * sigmoid(2 sqrt(2/pi) (a + 0.044715 a^3)): the tanh form, without a tanh
-      y[e] = __fdividef(a * b, 1.f + exp2_fast(-2.302208198f * (a + 0.044715f * a * a * a)));
+    for (int j = 0; j < 4; j++) {
+      float y[2];
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        float a = c[4 * j + 2 * h + e] * scale + (e ? bias_gate[j].y : bias_gate[j].x);
+        float b = c[16 + 4 * j + 2 * h + e] * scale + (e ? bias_up[j].y : bias_up[j].x);
+        // gelu(a) = a * sigmoid(2 sqrt(2/pi) (a + 0.044715 a^3)): the tanh form, without a tanh
+        y[e] = __fdividef(a * b, 1.f + exp2_fast(-2.302208198f * (a + 0.044715f * a * a * a)));
+      }
+      *(u32 *)(to + swizzled(r, program % 2 * 4 + j)) = pack(y[0], y[1]);
     }
-    out[j] = pack(y[0], y[1]);
   }
-  stage_rows(shared_address(memory + STAGE_AT), out, warp);
-  computing_sync();
-  for (int i = thread; i < HORIZON * 4; i += COMPUTING) {
-    int row = i / 4, piece = program % 2 * 4 + i % 4;
-    *(uint4 *)(flow.hidden + program / 2 * X_CHUNK + row * 64 + (piece ^ row % 8) * 8) =
-        *(uint4 *)(memory + STAGE_AT + row * STAGE_PITCH + i % 4 * 16);
-  }
-  computing_sync();
-  if (thread == 0) announce(counter(flow, HIDDEN + program / TILES));
+  mark(60);
+  announce_warp(counter(flow, HIDDEN + program / TILES));
 }
 
-constexpr u32 EMPTY = 0xffffffffu;
-
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
-// 8 * s and on of its tile are its own: thread i has 4 rows of one of them in `own`, all the flow long.
-template <int CHUNKS>
-__device__ __forceinline__ void residual(const Flow &flow, float *exchange, const float *gate, const float *scale, Weights &w, Inputs &x,
-                                         float (&own)[4], bool from_memory, bool to_memory, int at) {
-  int thread = this_thread();
-  int program = this_program();
-  constexpr int PIECE = BLOCKS * 64;  // floats from one program to another
-  int tile = program / SHARES, me = program % SHARES, warp = thread / 32, lane = thread % 32;
-  int block = thread / 16, pair = thread % 16, row = 8 * block + pair % 2 * 4, channel = tile * 64 + me * 8 + pair / 2;
-  float g = gate[channel], next = scale[channel];
-  float c[4 * BLOCKS];
-  product(c, CHUNKS, w, x, at == 15 ? 44 : 46);
+// 8 * s and on of its tile are its own, all the flow long: a lane has two of a row, and of row + 8.
+__device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exchange, const float *gate, const float *scale, Weights &w,
+                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 &exchanged, int at) {
+  constexpr int PIECE = 512;  // numbers from one program to another: 128 threads, 4 each
+  int thread = this_thread(), program = this_program(), tile = program / SHARES, me = program % SHARES;
+  int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2, channel = tile * 64 + me * 8 + pair;
+  float2 g = *(const float2 *)(gate + channel), next = *(const float2 *)(scale + channel);
+  if (from_memory)
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      if (row + 8 * h < HORIZON) {
+        float2 v = load_float2(flow.x + (row + 8 * h) * WIDTH + channel);
+        own[2 * h] = v.x, own[2 * h + 1] = v.y;
+      }
+  float c[32];
+  product(c, groups, w, x, at == 15 ? 44 : 46);
   mark(at);
-  float *to = exchange + (long long)tile * SHARES * SHARES * PIECE + me * PIECE + lane * 2;
+  bf16 *to = exchange + (tile * SHARES * SHARES + me) * PIECE + thread * 4;
+  if (row < HORIZON)
 #pragma unroll
-  for (int h = 0; h < 2; h++)
-#pragma unroll
-    for (int j = 0; j < BLOCKS; j++)
-      asm volatile("st.volatile.global.v2.f32 [%0], {%1,%2};" ::"l"(to + (2 * warp + h) * SHARES * PIECE + j * 64),
-                   "f"(c[4 * j + 2 * h]), "f"(c[4 * j + 2 * h + 1]) : "memory");
+    for (int j = 0; j < SHARES; j++)
+      *(uint2 *)(to + j * SHARES * PIECE) = make_uint2(pack(c[4 * j], c[4 * j + 1]), pack(c[4 * j + 2], c[4 * j + 3]));
   mark(at == 15 ? 48 : 52);
-  if (block < BLOCKS) {
-    if (from_memory)
+  // Warp i of every program of the tile needs what warps i have written.
+  u32 *arrivals = counter(flow, EXCHANGED + tile * 4 + thread / 32);
+  announce_warp(arrivals);
+  mark(at == 15 ? 57 : 58);
+  if (thread % 32 == 0) await(arrivals, exchanged += SHARES);
+  __syncwarp();
+  mark(at == 15 ? 49 : 53);
+  const bf16 *from = exchange + (tile * SHARES + me) * SHARES * PIECE + thread * 4;
+  float total[4] = {0.f, 0.f, 0.f, 0.f};
+  if (row < HORIZON) {
+    uint2 v[SHARES];
 #pragma unroll
-      for (int i = 0; i < 4; i++) own[i] = row + i < HORIZON ? load_float(flow.x + (row + i) * WIDTH + channel) : 0.f;
-    float *from = exchange + ((long long)tile * SHARES + me) * SHARES * PIECE + thread * 4;
-    uint4 v[SHARES];
-    bool missing;
-    int tries = 0;
-    do {
-      missing = false;
+    for (int i = 0; i < SHARES; i++) v[i] = load8(from + i * PIECE);
 #pragma unroll
-      for (int i = 0; i < SHARES; i++)
-        asm volatile("ld.volatile.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                     : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w) : "l"(from + i * PIECE) : "memory");
+    for (int i = 0; i < SHARES; i++) total[0] += low(v[i].x), total[1] += high(v[i].x), total[2] += low(v[i].y), total[3] += high(v[i].y);
+  }
 #pragma unroll
-      for (int i = 0; i < SHARES; i++) missing |= v[i].x == EMPTY || v[i].y == EMPTY || v[i].z == EMPTY || v[i].w == EMPTY;
-      if (++tries > (1 << 22)) asm volatile("trap;");
-    } while (missing);
-    mark(at == 15 ? 49 : 53);
-    float total[4] = {0.f, 0.f, 0.f, 0.f};
-#pragma unroll
-    for (int i = 0; i < SHARES; i++) {
-      total[0] += __uint_as_float(v[i].x); total[1] += __uint_as_float(v[i].y);
-      total[2] += __uint_as_float(v[i].z); total[3] += __uint_as_float(v[i].w);
-      *(uint4 *)(from + i * PIECE) = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+  for (int h = 0; h < 2; h++) {
+    int r = row + 8 * h;
+    own[2 * h] += g.x * total[2 * h];
+    own[2 * h + 1] += g.y * total[2 * h + 1];
+    float square = own[2 * h] * own[2 * h] + own[2 * h + 1] * own[2 * h + 1];
+    square += __shfl_xor_sync(~0u, square, 1);
+    square += __shfl_xor_sync(~0u, square, 2);
+    if (r < HORIZON) {
+      *(u32 *)(flow.scaled + tile * X_CHUNK + swizzled(r, me) + pair) = pack(own[2 * h] * next.x, own[2 * h + 1] * next.y);
+      if (to_memory) *(float2 *)(flow.x + r * WIDTH + channel) = make_float2(own[2 * h], own[2 * h + 1]);
+      if (pair == 0) flow.squares[program * 64 + r] = square;
     }
-    float square[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      own[i] += g * total[i];
-      square[i] = own[i] * own[i];
-      if (row + i >= HORIZON) continue;
-      flow.scaled[tile * X_CHUNK + (row + i) * 64 + (me ^ (row + i) % 8) * 8 + pair / 2] = (bf16)pack(own[i] * next, 0.f);
-      if (to_memory) flow.x[(row + i) * WIDTH + channel] = own[i];
-    }
-    u32 lanes = block + 1 < BLOCKS || block % 2 ? ~0u : 0xffffu;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      square[i] += __shfl_xor_sync(lanes, square[i], 2);
-      square[i] += __shfl_xor_sync(lanes, square[i], 4);
-      square[i] += __shfl_xor_sync(lanes, square[i], 8);
-    }
-    if (pair < 2) *(float4 *)(flow.squares + program * 64 + row) = make_float4(square[0], square[1], square[2], square[3]);
   }
   mark(at == 15 ? 50 : 54);
   computing_sync();
@@ -672,7 +659,7 @@ __device__ __forceinline__ void residual(const Flow &flow, float *exchange, cons
 // The end of an Euler step (if there was one) and the beginning of the next: program = row.
 __device__ __forceinline__ void advance(const Flow &flow, int step) {
   int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float *small = (float *)(shared_memory() + STAGE_AT);  // new actions, then sums of squares
+  float *small = (float *)(shared_memory() + SCRATCH_AT);  // new actions, then sums of squares
   if (step > 0) {
     const float *scale = flow.final_scale + (step - 1) * WIDTH, *shift = flow.final_shift + (step - 1) * WIDTH;
     float square = 0.f;
@@ -746,20 +733,20 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES)
-        ring.bring(D_CHUNKS, layer.qkv + ((p - FIRST_QKV) * D_CHUNKS) * CHUNK, SLOT);
+      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, GROUP, turn_of(p - FIRST_QKV));
+#pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         int part = unit / HEADS;
         if ((part + 1) * KEYS > layer.n_prefix) {  // the suffix's are among them
-          await(counter(flow, KEYS_VALUES), 8 * layers);
+          await(counter(flow, KEYS_VALUES), 32 * layers);
           order_copies();
         }
-        ring.bring(HEAD_CHUNKS, layer.keys + (part * HEAD_CHUNKS) * CHUNK, SLOT);
-        ring.bring(HEAD_CHUNKS, layer.values + (part * HEAD_CHUNKS) * CHUNK, SLOT);
+        ring.bring(1, layer.keys + part * 4 * CHUNK, GROUP);
+        ring.bring(1, layer.values + part * 4 * CHUNK, GROUP);
       }
-      ring.bring(HEAD_CHUNKS, layer.o + (p * HEAD_CHUNKS) * CHUNK, SLOT);
-      ring.bring(D_CHUNKS, layer.gate_up + (p * D_CHUNKS) * CHUNK, SLOT);
-      ring.bring(DOWN_CHUNKS, layer.down + (p * DOWN_CHUNKS) * CHUNK, SLOT);
+      ring.bring(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK, GROUP);
+      ring.bring(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, GROUP, turn_of(p));
+      ring.bring(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, GROUP, turn_of(p / SHARES));
     }
 }
 
@@ -776,23 +763,24 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
       if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) {
         await(counter(flow, X), x_target);
         order_copies();
-        ring.bring(D_CHUNKS, flow.scaled, X_CHUNK * 2, ROTATE * (p % D_CHUNKS));
+        ring.bring(4 * D_GROUPS, flow.scaled, X_CHUNK * 2, 4 * turn_of(p - FIRST_QKV));
       }
+#pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-        await(counter(flow, QUERIES + share), 4 * layers);
+        await(counter(flow, QUERIES + share), 16 * layers);
         order_copies();
-        ring.bring(HEAD_CHUNKS, flow.queries + (share * HEAD_CHUNKS) * CHUNK, SLOT);
+        ring.bring(4, flow.queries + share * 4 * CHUNK, SLOT);
       }
       await(counter(flow, ATTENDED + share), HORIZON * layers);
       order_copies();
-      ring.bring(HEAD_CHUNKS, flow.attended + (share * HEAD_CHUNKS) * X_CHUNK, X_CHUNK * 2, ROTATE * (p / SHARES % HEAD_CHUNKS));
+      ring.bring(4 * HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK, X_CHUNK * 2);
       x_target += PROGRAMS;
       await(counter(flow, X), x_target);
       order_copies();
-      ring.bring(D_CHUNKS, flow.scaled, X_CHUNK * 2, ROTATE * (p % D_CHUNKS));
-      await(counter(flow, HIDDEN + share), TILES * layers);
+      ring.bring(4 * D_GROUPS, flow.scaled, X_CHUNK * 2, 4 * turn_of(p));
+      await(counter(flow, HIDDEN + share), 4 * TILES * layers);
       order_copies();
-      ring.bring(DOWN_CHUNKS, flow.hidden + (share * DOWN_CHUNKS) * X_CHUNK, X_CHUNK * 2, ROTATE * (p / SHARES % DOWN_CHUNKS));
+      ring.bring(4 * DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, X_CHUNK * 2, 4 * turn_of(p / SHARES));
       x_target += PROGRAMS;
     }
   }
@@ -843,10 +831,10 @@ __device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u
 }
 
 __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, const float *row_scale, u32 scale_ready) {
-  constexpr int EXCHANGE = PROGRAMS * SHARES * BLOCKS * 64;
+  constexpr int EXCHANGE = PROGRAMS * SHARES * 512;
   int p = blockIdx.x, head = p % SHARES;
   bool projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
-  u32 scale_parity = 0, x_target = 0, parts_target = 0;
+  u32 exchanged = 0, scale_parity = 0, x_target = 0, parts_target = 0;
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int step = 0;; step++) {
@@ -870,21 +858,21 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       mark(3);
       for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, unit / HEADS, watched, w, x);
       mark(7);
-      parts_target += parts;
+      parts_target += 4 * parts;
       if (threadIdx.x % 32 == 0) await(counter(flow, PARTS + head), parts_target);
       __syncwarp();
       mark(10);
       join(flow, layer);
       mark(11);
       if (watched) add_saliency(flow, layer, (step - flow.first_watched) * flow.n_watched + flow.watched[number]);
-      residual<HEAD_CHUNKS>(flow, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH, w, x,
-                            own, number == 0, false, 15);
+      residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH, w, x,
+                            own, number == 0, false, exchanged, 15);
       mark(16);
       gate_up(flow, flow.gate_up_bias + (long long)at * 2 * MLP, w, x, row_scale, scale_ready, scale_parity);
       mark(22);
       // The scale of the next layer's norm; after the last layer nobody reads the product.
-      residual<DOWN_CHUNKS>(flow, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
-                            flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, 27);
+      residual(flow, DOWN_GROUPS, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
+                            flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, exchanged, 27);
       mark(29);
       x_target += 2 * PROGRAMS;
     }
@@ -893,22 +881,22 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __grid_constant__ Flow flow) {
   unsigned char *memory = shared_memory();
-  u32 base = shared_address(memory), small = base + SMALL_AT;
-  u32 w_barriers = small, x_barriers = w_barriers + 2 * W_SLOTS * 8, scale_ready = x_barriers + 2 * X_SLOTS * 8;
-  float *row_scale = (float *)(memory + SMALL_AT + 512);  // [2, 64]
+  u32 base = shared_address(memory);
+  Weights w(base, base + SMALL_AT);
+  Inputs x(base + X_AT, w.barriers + Weights::BARRIERS * 8);
+  u32 scale_ready = x.barriers + Inputs::BARRIERS * 8;
+  float *row_scale = (float *)(memory + SCALES_AT);  // [2, 64]
 #ifdef CLOCKS
   if (threadIdx.x < 64) clocks_[threadIdx.x] = threadIdx.x == 63 ? clock64() : 0;
 #endif
   if (threadIdx.x == 0) {
-    for (int i = 0; i < W_SLOTS; i++) barrier_init(w_barriers + i * 8, 1), barrier_init(w_barriers + (W_SLOTS + i) * 8, 4);
-    for (int i = 0; i < X_SLOTS; i++) barrier_init(x_barriers + i * 8, 1), barrier_init(x_barriers + (X_SLOTS + i) * 8, 4);
+    w.init();
+    x.init();
     barrier_init(scale_ready, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
-  Weights w(base, w_barriers);
-  Inputs x(base + X_AT, x_barriers);
   int warp = threadIdx.x / 32;
   if (warp < 4) compute(flow, w, x, row_scale, scale_ready);
   else if (warp == 4) { if (threadIdx.x % 32 == 0) bring_weights(flow, w); }
