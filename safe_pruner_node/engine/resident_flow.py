@@ -36,10 +36,10 @@ CHUNK = 64
 MOST_ROWS = 64
 MOST_PARTS = 32
 COUNTERS = 2 + 4 * SHARES + 64
-SHARED_BYTES = 231_808
+SHARED_BYTES = 231_936
 CAPABILITY = (9, 0)
 CLOCKS = False
-EXTRA: dict[str, int] = {"TURN": 1}
+EXTRA: dict[str, int] = {"TURN": 1, "PACE_W": 500}
 
 _WEIGHTS = ("qkv", "o", "gate_up", "down")
 _MODULATION = (

@@ -34,5 +34,8 @@ for extra in VARIANTS:
     rf.EXTRA = extra
     for which in ({}, {"pruned": True}):
         print(extra, which, "p50 %.3f p99 %.3f" % milliseconds(policy, **which), flush=True)
-rf.CLOCKS, rf.EXTRA = True, {"TURN": 1, "CLOCKS": 1}
-clocks(False)
+rf.CLOCKS = True
+for extra in ({},):
+    rf.EXTRA = {"TURN": 1, "CLOCKS": 1, **extra}
+    print(rf.EXTRA)
+    clocks(False)

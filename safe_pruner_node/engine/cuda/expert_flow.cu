@@ -40,10 +40,10 @@ constexpr int D_GROUPS = WIDTH / 256, HEAD_GROUPS = HEAD_DIM / 256, DOWN_GROUPS 
 static_assert(HEADS == SHARES && HEAD_DIM == 256 && WIDTH == 64 * TILES && MLP == 32 * PROGRAMS, "sizes");
 static_assert(HORIZON <= 64 && FIRST_QKV + QKV_TILES <= PROGRAMS && ACTION_DIM <= 32 && ACTION_DIM % 4 == 0, "sizes");
 
-// Shared memory: a ring of weights in groups of four chunks, one of inputs in chunks.
-constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 5, X_SLOTS = 8;
-constexpr int X_AT = W_GROUPS * GROUP, SMALL_AT = X_AT + X_SLOTS * SLOT;
-constexpr int SCALES_AT = SMALL_AT + 256, SCRATCH_AT = SCALES_AT + 512;
+// Shared memory: two rings of groups of four chunks.
+constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 4, X_GROUPS = 3;
+constexpr int X_AT = W_GROUPS * GROUP, SMALL_AT = X_AT + X_GROUPS * GROUP;
+constexpr int SCALES_AT = SMALL_AT + 384, SCRATCH_AT = SCALES_AT + 512;
 // + 640 of scratch, + 1024 to align: SHARED_BYTES of the launch
 
 struct Layer {
@@ -207,7 +207,7 @@ __device__ __forceinline__ void await(u32 *counter, u32 target) {
 #endif
 }
 // Ordinary writes come before what the copy engine reads.
-__device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- barriers and rings in shared memory --------------------------------------------------------
 
@@ -225,44 +225,57 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
+// What is read once per step must not drive out of L2 what is written and read in every layer.
+enum Use { ONCE, OFTEN };
+template <Use USE>
 __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-               "r"(bytes), "r"(barrier) : "memory");
+  u64 policy;
+  if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  else asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 }
 
-// One side of a ring of COUNT slots.
-template <int COUNT, int BYTES>
+// One side of a ring of groups of four chunks. A group is free as a whole; each chunk is announced.
+template <int GROUPS>
 struct Ring {
   u32 slots, barriers, at = 0, parity = 0;
   __device__ __forceinline__ Ring(u32 slots, u32 barriers) : slots(slots), barriers(barriers) {}
-  static constexpr int BARRIERS = 2 * COUNT;
-  __device__ __forceinline__ u32 full() const { return barriers + at * 8; }
-  __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (COUNT + which) * 8; }
-  __device__ __forceinline__ u32 slot() const { return slots + at * BYTES; }
+  static constexpr int BARRIERS = 5 * GROUPS;
+  __device__ __forceinline__ u32 full(int chunk) const { return barriers + (at * 4 + chunk) * 8; }
+  __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (GROUPS * 4 + which) * 8; }
+  __device__ __forceinline__ u32 slot() const { return slots + at * GROUP; }
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < COUNT; i++) barrier_init(barriers + i * 8, 1), barrier_init(empty(i), COMPUTING / 32);
+    for (int i = 0; i < GROUPS * 4; i++) barrier_init(barriers + i * 8, 1);
+    for (int i = 0; i < GROUPS; i++) barrier_init(empty(i), COMPUTING / 32);
   }
   __device__ __forceinline__ void next() {
-    if (++at == COUNT) at = 0, parity ^= 1;
+    if (++at == GROUPS) at = 0, parity ^= 1;
   }
-  // By one thread: bring so many pieces, each as soon as there is room; the first one is `turn`.
-  __device__ __forceinline__ void bring(int pieces, const bf16 *from, u32 bytes, int turn = 0) {
+  // By one thread: bring so many groups, each as soon as there is room; the first one is `turn`.
+  template <Use USE>
+  __device__ __forceinline__ void bring(int groups, const bf16 *from, u32 bytes, int turn = 0) {
 #pragma unroll 1
-    for (int i = 0; i < pieces; i++) {
+    for (int i = 0; i < groups; i++) {
       barrier_wait(empty(at), parity ^ 1);
-      copy_bulk(slot(), from + (i + turn) % pieces * (bytes / 2), bytes, full());
+      const bf16 *chunk = from + (i + turn) % groups * 4 * (bytes / 2);
+#pragma unroll 1
+      for (int c = 0; c < 4; c++) {
+        copy_bulk<USE>(slot() + c * SLOT, chunk, bytes, full(c));
+        chunk += bytes / 2;
+      }
       next();
     }
   }
-  __device__ __forceinline__ void wait() const { barrier_wait(full(), parity); }
+  __device__ __forceinline__ void wait(int chunk) const { barrier_wait(full(chunk), parity); }
   // By every warp that computes.
-  __device__ __forceinline__ void free_slot(u32 which) const {
+  __device__ __forceinline__ void free_group(u32 which) const {
     if (threadIdx.x % 32 == 0) barrier_arrive(empty(which));
   }
 };
-using Weights = Ring<W_GROUPS, GROUP>;
-using Inputs = Ring<X_SLOTS, SLOT>;
+using Weights = Ring<W_GROUPS>;
+using Inputs = Ring<X_GROUPS>;
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
@@ -299,37 +312,41 @@ __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 
 // Many programs read the same inputs: each begins with another group of four chunks.
 __device__ __forceinline__ int turn_of(int program) { return TURN * program; }
 
-// c = inputs @ weights.T over so many groups of weights and four times as many chunks of inputs.
+// c (+)= a group of inputs @ a group of weights.T
+__device__ __forceinline__ void multiply_group(float (&c)[32], Weights &w, Inputs &x, int accumulate) {
+  u32 a = operand(x.slot()), b = operand(w.slot());
+#pragma unroll
+  for (int chunk = 0; chunk < 4; chunk++) {
+    w.wait(chunk);
+    x.wait(chunk);
+    multiply_begin();
+#pragma unroll
+    for (int k = 0; k < 4; k++) multiply(c, a + chunk * (SLOT / 16) + k * 2, b + chunk * (SLOT / 16) + k * 2, accumulate + chunk + k > 0);
+  }
+  multiply_commit();
+}
+// c = inputs @ weights.T over so many groups of both rings.
 __device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, Inputs &x, int mark_at = 60) {
   u32 last_w = 0, last_x = 0;
+  w.wait(0);
+  mark(mark_at);
+  x.wait(0);
+  mark(mark_at + 1);
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
-    w.wait();
-    if (i == 0) mark(mark_at);
-    u32 b = operand(w.slot());
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-      x.wait();
-      if (i + n == 0) mark(mark_at + 1);
-      u32 a = operand(x.slot());
-      multiply_begin();
-#pragma unroll
-      for (int k = 0; k < 4; k++) multiply(c, a + k * 2, b + n * (SLOT / 16) + k * 2, i + n + k > 0);
-      multiply_commit();
-      if (i + n > 0) {
-        multiply_wait<1>();
-        x.free_slot(last_x);
-        if (n == 0) w.free_slot(last_w);
-      }
-      last_x = x.at;
-      x.next();
+    multiply_group(c, w, x, i);
+    if (i > 0) {
+      multiply_wait<1>();
+      w.free_group(last_w);
+      x.free_group(last_x);
     }
-    last_w = w.at;
+    last_w = w.at, last_x = x.at;
     w.next();
+    x.next();
   }
   multiply_wait<0>();
-  w.free_slot(last_w);
-  x.free_slot(last_x);
+  w.free_group(last_w);
+  x.free_group(last_x);
 }
 
 // ---- phases -------------------------------------------------------------------------------------
@@ -396,25 +413,15 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   int n_read = layer.n_prefix, n_keys = layer.n_prefix + HORIZON;
   if (flow.n_valid) n_read += (int)*flow.n_valid - flow.n_slots;
   float s[32];
-  w.wait();
-  {
-    u32 b = operand(w.slot()), first = x.at;
-#pragma unroll
-    for (int chunk = 0; chunk < 4; chunk++) {
-      x.wait();
-      if (chunk == 0) mark(6);
-      u32 a = operand(x.slot());
-      multiply_begin();
-#pragma unroll
-      for (int k = 0; k < 4; k++) multiply(s, a + k * 2, b + chunk * (SLOT / 16) + k * 2, chunk + k > 0);
-      x.next();
-    }
-    multiply_commit();
-    multiply_wait<0>();
-    for (int chunk = 0; chunk < 4; chunk++) x.free_slot((first + chunk) % X_SLOTS);
-    w.free_slot(w.at);
-    w.next();
-  }
+  w.wait(0);
+  x.wait(0);
+  mark(6);
+  multiply_group(s, w, x, 0);
+  multiply_wait<0>();
+  w.free_group(w.at);
+  x.free_group(x.at);
+  w.next();
+  x.next();
   mark(37);
   if (part * KEYS + KEYS > n_read) {
 #pragma unroll
@@ -464,7 +471,8 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   }
   // [warp, chunk, row or row + 8, 2, lane, 8 channels]: what a lane has, in two pieces.
   bf16 *to = flow.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
-  w.wait();
+#pragma unroll
+  for (int chunk = 0; chunk < 4; chunk++) w.wait(chunk);
   u32 b = operand(w.slot());
 #pragma unroll 1
   for (int half = 0; half < 2; half++) {
@@ -491,7 +499,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
     to += 4 * 512;
   }
   mark(34);
-  w.free_slot(w.at);
+  w.free_group(w.at);
   w.next();
   announce_warp(counter(flow, PARTS + head));
 }
@@ -733,7 +741,7 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, GROUP, turn_of(p - FIRST_QKV));
+      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE>(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, SLOT, turn_of(p - FIRST_QKV));
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         int part = unit / HEADS;
@@ -741,12 +749,12 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
           await(counter(flow, KEYS_VALUES), 32 * layers);
           order_copies();
         }
-        ring.bring(1, layer.keys + part * 4 * CHUNK, GROUP);
-        ring.bring(1, layer.values + part * 4 * CHUNK, GROUP);
+        ring.bring<OFTEN>(1, layer.keys + part * 4 * CHUNK, SLOT);
+        ring.bring<OFTEN>(1, layer.values + part * 4 * CHUNK, SLOT);
       }
-      ring.bring(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK, GROUP);
-      ring.bring(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, GROUP, turn_of(p));
-      ring.bring(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, GROUP, turn_of(p / SHARES));
+      ring.bring<ONCE>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK, SLOT);
+      ring.bring<ONCE>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, SLOT, turn_of(p));
+      ring.bring<ONCE>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, SLOT, turn_of(p / SHARES));
     }
 }
 
@@ -763,24 +771,24 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
       if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) {
         await(counter(flow, X), x_target);
         order_copies();
-        ring.bring(4 * D_GROUPS, flow.scaled, X_CHUNK * 2, 4 * turn_of(p - FIRST_QKV));
+        ring.bring<OFTEN>(D_GROUPS, flow.scaled, X_CHUNK * 2, turn_of(p - FIRST_QKV));
       }
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         await(counter(flow, QUERIES + share), 16 * layers);
         order_copies();
-        ring.bring(4, flow.queries + share * 4 * CHUNK, SLOT);
+        ring.bring<OFTEN>(1, flow.queries + share * 4 * CHUNK, SLOT);
       }
       await(counter(flow, ATTENDED + share), HORIZON * layers);
       order_copies();
-      ring.bring(4 * HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK, X_CHUNK * 2);
+      ring.bring<OFTEN>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK, X_CHUNK * 2);
       x_target += PROGRAMS;
       await(counter(flow, X), x_target);
       order_copies();
-      ring.bring(4 * D_GROUPS, flow.scaled, X_CHUNK * 2, 4 * turn_of(p));
+      ring.bring<OFTEN>(D_GROUPS, flow.scaled, X_CHUNK * 2, turn_of(p));
       await(counter(flow, HIDDEN + share), 4 * TILES * layers);
       order_copies();
-      ring.bring(4 * DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, X_CHUNK * 2, 4 * turn_of(p / SHARES));
+      ring.bring<OFTEN>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, X_CHUNK * 2, turn_of(p / SHARES));
       x_target += PROGRAMS;
     }
   }
