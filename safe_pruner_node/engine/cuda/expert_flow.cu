@@ -269,9 +269,13 @@ struct Ring {
     }
   }
   __device__ __forceinline__ void wait(int chunk) const { barrier_wait(full(chunk), parity); }
-  // By every warp that computes.
-  __device__ __forceinline__ void free_group(u32 which) const {
-    if (threadIdx.x % 32 == 0) barrier_arrive(empty(which));
+  // By every warp that computes: the oldest groups that it still holds are free.
+  u32 oldest = 0;
+  __device__ __forceinline__ void free(int groups) {
+    for (; groups; groups--) {
+      if (threadIdx.x % 32 == 0) barrier_arrive(empty(oldest));
+      if (++oldest == GROUPS) oldest = 0;
+    }
   }
 };
 using Weights = Ring<W_GROUPS>;
@@ -327,7 +331,6 @@ __device__ __forceinline__ void multiply_group(float (&c)[32], Weights &w, Input
 }
 // c = inputs @ weights.T over so many groups of both rings.
 __device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, Inputs &x, int mark_at = 60) {
-  u32 last_w = 0, last_x = 0;
   w.wait(0);
   mark(mark_at);
   x.wait(0);
@@ -335,18 +338,16 @@ __device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, 
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
     multiply_group(c, w, x, i);
-    if (i > 0) {
-      multiply_wait<1>();
-      w.free_group(last_w);
-      x.free_group(last_x);
-    }
-    last_w = w.at, last_x = x.at;
     w.next();
     x.next();
+    if (i > 0) {
+      multiply_wait<1>();
+      x.free(1);
+      if (i - 1 < groups - LATE) w.free(1);
+    }
   }
   multiply_wait<0>();
-  w.free_group(last_w);
-  x.free_group(last_x);
+  x.free(1);
 }
 
 // ---- phases -------------------------------------------------------------------------------------
@@ -404,6 +405,7 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
     }
   }
   announce_warp(counter(flow, head < HEADS ? QUERIES + head : KEYS_VALUES));
+  w.free(min(LATE, D_GROUPS));
 }
 
 // The rows of one head against one block of keys.
@@ -418,10 +420,9 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   mark(6);
   multiply_group(s, w, x, 0);
   multiply_wait<0>();
-  w.free_group(w.at);
-  x.free_group(x.at);
   w.next();
   x.next();
+  x.free(1);
   mark(37);
   if (part * KEYS + KEYS > n_read) {
 #pragma unroll
@@ -499,9 +500,9 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
     to += 4 * 512;
   }
   mark(34);
-  w.free_group(w.at);
   w.next();
   announce_warp(counter(flow, PARTS + head));
+  w.free(2);
 }
 
 // Rows t, t + 16 and so on of head s; at most 32 parts.
@@ -602,6 +603,7 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
   }
   mark(60);
   announce_warp(counter(flow, HIDDEN + program / TILES));
+  w.free(min(LATE, D_GROUPS));
 }
 
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
@@ -662,6 +664,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
   computing_sync();
   mark(at == 15 ? 51 : 55);
   if (thread == 0) announce(counter(flow, X));
+  w.free(min(LATE, groups));
 }
 
 // The end of an Euler step (if there was one) and the beginning of the next: program = row.
