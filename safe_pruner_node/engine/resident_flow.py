@@ -39,7 +39,7 @@ COUNTERS = 2 + 4 * SHARES + 64
 SHARED_BYTES = 231_936
 CAPABILITY = (9, 0)
 CLOCKS = False
-EXTRA: dict[str, int] = {"TURN": 1, "LATE": 2}
+EXTRA: dict[str, int] = {"TURN": 1, "LATE": 1, "X_PIECES": 2}
 
 _WEIGHTS = ("qkv", "o", "gate_up", "down")
 _MODULATION = (

@@ -226,49 +226,48 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
 }
 
 // What is read once per step must not drive out of L2 what is written and read in every layer.
-enum Use { ONCE, OFTEN };
+enum Use { ONCE, SOMETIMES, OFTEN };
 template <Use USE>
 __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
   u64 policy;
   if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  else if (USE == SOMETIMES) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   else asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 }
 
-// One side of a ring of groups of four chunks. A group is free as a whole; each chunk is announced.
-template <int GROUPS>
+// One side of a ring of groups of four chunks, which come in so many pieces and go together.
+template <int GROUPS, int PIECES>
 struct Ring {
   u32 slots, barriers, at = 0, parity = 0;
   __device__ __forceinline__ Ring(u32 slots, u32 barriers) : slots(slots), barriers(barriers) {}
-  static constexpr int BARRIERS = 5 * GROUPS;
-  __device__ __forceinline__ u32 full(int chunk) const { return barriers + (at * 4 + chunk) * 8; }
-  __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (GROUPS * 4 + which) * 8; }
+  static constexpr int BARRIERS = GROUPS * (PIECES + 1);
+  __device__ __forceinline__ u32 full(int piece) const { return barriers + (at * PIECES + piece) * 8; }
+  __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (GROUPS * PIECES + which) * 8; }
   __device__ __forceinline__ u32 slot() const { return slots + at * GROUP; }
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < GROUPS * 4; i++) barrier_init(barriers + i * 8, 1);
+    for (int i = 0; i < GROUPS * PIECES; i++) barrier_init(barriers + i * 8, 1);
     for (int i = 0; i < GROUPS; i++) barrier_init(empty(i), COMPUTING / 32);
   }
   __device__ __forceinline__ void next() {
     if (++at == GROUPS) at = 0, parity ^= 1;
   }
-  // By one thread: bring so many groups, each as soon as there is room; the first one is `turn`.
-  template <Use USE>
-  __device__ __forceinline__ void bring(int groups, const bf16 *from, u32 bytes, int turn = 0) {
+  // By one thread: bring so many groups of BYTES each, each as soon as there is room; the first one is `turn`.
+  template <Use USE, int BYTES>
+  __device__ __forceinline__ void bring(int groups, const bf16 *from, int turn = 0) {
 #pragma unroll 1
     for (int i = 0; i < groups; i++) {
+      const bf16 *group = from + (i + turn) % groups * (BYTES / 2);
       barrier_wait(empty(at), parity ^ 1);
-      const bf16 *chunk = from + (i + turn) % groups * 4 * (bytes / 2);
-#pragma unroll 1
-      for (int c = 0; c < 4; c++) {
-        copy_bulk<USE>(slot() + c * SLOT, chunk, bytes, full(c));
-        chunk += bytes / 2;
-      }
+#pragma unroll
+      for (int n = 0; n < PIECES; n++)
+        copy_bulk<USE>(slot() + n * (BYTES / PIECES), group + n * (BYTES / 2 / PIECES), BYTES / PIECES, full(n));
       next();
     }
   }
-  __device__ __forceinline__ void wait(int chunk) const { barrier_wait(full(chunk), parity); }
+  __device__ __forceinline__ void wait(int piece) const { barrier_wait(full(piece), parity); }
   // By every warp that computes: the oldest groups that it still holds are free.
   u32 oldest = 0;
   __device__ __forceinline__ void free(int groups) {
@@ -278,8 +277,8 @@ struct Ring {
     }
   }
 };
-using Weights = Ring<W_GROUPS>;
-using Inputs = Ring<X_GROUPS>;
+using Weights = Ring<W_GROUPS, 1>;
+using Inputs = Ring<X_GROUPS, X_PIECES>;
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
@@ -316,16 +315,19 @@ __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 
 // Many programs read the same inputs: each begins with another group of four chunks.
 __device__ __forceinline__ int turn_of(int program) { return TURN * program; }
 
-// c (+)= a group of inputs @ a group of weights.T
+// c (+)= a group of inputs @ a group of weights.T; PITCH: bytes from one chunk of inputs to the next.
+template <int PITCH>
 __device__ __forceinline__ void multiply_group(float (&c)[32], Weights &w, Inputs &x, int accumulate) {
   u32 a = operand(x.slot()), b = operand(w.slot());
 #pragma unroll
   for (int chunk = 0; chunk < 4; chunk++) {
-    w.wait(chunk);
-    x.wait(chunk);
-    multiply_begin();
+    if (chunk == 0) w.wait(0);
+    if (chunk % (4 / X_PIECES) == 0) {
+      x.wait(chunk / (4 / X_PIECES));
+      multiply_begin();
+    }
 #pragma unroll
-    for (int k = 0; k < 4; k++) multiply(c, a + chunk * (SLOT / 16) + k * 2, b + chunk * (SLOT / 16) + k * 2, accumulate + chunk + k > 0);
+    for (int k = 0; k < 4; k++) multiply(c, a + chunk * (PITCH / 16) + k * 2, b + chunk * (SLOT / 16) + k * 2, accumulate + chunk + k > 0);
   }
   multiply_commit();
 }
@@ -337,7 +339,7 @@ __device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, 
   mark(mark_at + 1);
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
-    multiply_group(c, w, x, i);
+    multiply_group<X_CHUNK * 2>(c, w, x, i);
     w.next();
     x.next();
     if (i > 0) {
@@ -418,7 +420,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   w.wait(0);
   x.wait(0);
   mark(6);
-  multiply_group(s, w, x, 0);
+  multiply_group<SLOT>(s, w, x, 0);
   multiply_wait<0>();
   w.next();
   x.next();
@@ -472,33 +474,27 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   }
   // [warp, chunk, row or row + 8, 2, lane, 8 channels]: what a lane has, in two pieces.
   bf16 *to = flow.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
-#pragma unroll
-  for (int chunk = 0; chunk < 4; chunk++) w.wait(chunk);
+  w.wait(0);
   u32 b = operand(w.slot());
-#pragma unroll 1
-  for (int half = 0; half < 2; half++) {
-    float o[2][32];
-    multiply_begin();
+  float o[4][32];
+  multiply_begin();
 #pragma unroll
-    for (int k = 0; k < 4; k++)
+  for (int k = 0; k < 4; k++)
 #pragma unroll
-      for (int chunk = 0; chunk < 2; chunk++) multiply(o[chunk], p[k], b + chunk * (SLOT / 16) + k * 128, k > 0);
-    multiply_commit();
-    multiply_wait<0>();
+    for (int chunk = 0; chunk < 4; chunk++) multiply(o[chunk], p[k], b + chunk * (SLOT / 16) + k * 128, k > 0);
+  multiply_commit();
+  multiply_wait<0>();
 #pragma unroll
-    for (int chunk = 0; chunk < 2; chunk++)
+  for (int chunk = 0; chunk < 4; chunk++)
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
-        if (row + 8 * h >= HORIZON) continue;
-        u32 v[8];
+    for (int h = 0; h < 2; h++) {
+      if (row + 8 * h >= HORIZON) continue;
+      u32 v[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) v[j] = pack(o[chunk][4 * j + 2 * h] * share[h], o[chunk][4 * j + 2 * h + 1] * share[h]);
-        *(uint4 *)(to + (chunk * 2 + h) * 512) = make_uint4(v[0], v[1], v[2], v[3]);
-        *(uint4 *)(to + (chunk * 2 + h) * 512 + 256) = make_uint4(v[4], v[5], v[6], v[7]);
-      }
-    b += 2 * (SLOT / 16);
-    to += 4 * 512;
-  }
+      for (int j = 0; j < 8; j++) v[j] = pack(o[chunk][4 * j + 2 * h] * share[h], o[chunk][4 * j + 2 * h + 1] * share[h]);
+      *(uint4 *)(to + (chunk * 2 + h) * 512) = make_uint4(v[0], v[1], v[2], v[3]);
+      *(uint4 *)(to + (chunk * 2 + h) * 512 + 256) = make_uint4(v[4], v[5], v[6], v[7]);
+    }
   mark(34);
   w.next();
   announce_warp(counter(flow, PARTS + head));
@@ -744,7 +740,7 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE>(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, SLOT, turn_of(p - FIRST_QKV));
+      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE, GROUP>(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, turn_of(p - FIRST_QKV));
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         int part = unit / HEADS;
@@ -752,12 +748,12 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
           await(counter(flow, KEYS_VALUES), 32 * layers);
           order_copies();
         }
-        ring.bring<OFTEN>(1, layer.keys + part * 4 * CHUNK, SLOT);
-        ring.bring<OFTEN>(1, layer.values + part * 4 * CHUNK, SLOT);
+        ring.bring<SOMETIMES, GROUP>(1, layer.keys + part * 4 * CHUNK);
+        ring.bring<SOMETIMES, GROUP>(1, layer.values + part * 4 * CHUNK);
       }
-      ring.bring<ONCE>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK, SLOT);
-      ring.bring<ONCE>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, SLOT, turn_of(p));
-      ring.bring<ONCE>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, SLOT, turn_of(p / SHARES));
+      ring.bring<ONCE, GROUP>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
+      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, turn_of(p));
+      ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, turn_of(p / SHARES));
     }
 }
 
@@ -774,24 +770,24 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
       if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) {
         await(counter(flow, X), x_target);
         order_copies();
-        ring.bring<OFTEN>(D_GROUPS, flow.scaled, X_CHUNK * 2, turn_of(p - FIRST_QKV));
+        ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled, turn_of(p - FIRST_QKV));
       }
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         await(counter(flow, QUERIES + share), 16 * layers);
         order_copies();
-        ring.bring<OFTEN>(1, flow.queries + share * 4 * CHUNK, SLOT);
+        ring.bring<OFTEN, GROUP>(1, flow.queries + share * 4 * CHUNK);
       }
       await(counter(flow, ATTENDED + share), HORIZON * layers);
       order_copies();
-      ring.bring<OFTEN>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK, X_CHUNK * 2);
+      ring.bring<OFTEN, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
       x_target += PROGRAMS;
       await(counter(flow, X), x_target);
       order_copies();
-      ring.bring<OFTEN>(D_GROUPS, flow.scaled, X_CHUNK * 2, turn_of(p));
+      ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled, turn_of(p));
       await(counter(flow, HIDDEN + share), 4 * TILES * layers);
       order_copies();
-      ring.bring<OFTEN>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, X_CHUNK * 2, turn_of(p / SHARES));
+      ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, turn_of(p / SHARES));
       x_target += PROGRAMS;
     }
   }
