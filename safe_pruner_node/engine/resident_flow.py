@@ -35,11 +35,11 @@ CHUNK = 64
 """Rows and columns of a chunk of an image."""
 MOST_ROWS = 64
 MOST_PARTS = 32
-COUNTERS = 2 + 4 * SHARES + 64
+COUNTERS = 2 + 3 * SHARES
 SHARED_BYTES = 231_936
 CAPABILITY = (9, 0)
 CLOCKS = False
-EXTRA: dict[str, int] = {"TURN": 1, "LATE": 1, "X_PIECES": 2}
+EXTRA: dict[str, int] = {"X_PIECES": 2}
 
 _WEIGHTS = ("qkv", "o", "gate_up", "down")
 _MODULATION = (
@@ -105,7 +105,6 @@ class ResidentFlow:
         own_cache = _key_images(cache, horizon)
         actions = noise[0].float().clone()  # [H, A]
         heads, out, into = config.heads, model.action_out_proj, model.action_in_proj
-        parts = max(own.shape[1] for own in own_cache)
         rows = -(-horizon // 8) * 8
         n_exchanged = 2 * PROGRAMS * SHARES * 512
         tensors = {
@@ -117,11 +116,9 @@ class ResidentFlow:
             "cos": cos,
             "sin": sin,
             "actions": actions,
-            "parts": noise.new_empty(parts, heads, MOST_ROWS, config.head_dim, dtype=model.dtype),
-            "lse": noise.new_empty(parts, heads, horizon, dtype=torch.float32),
-            "exchange": noise.new_empty(n_exchanged, dtype=model.dtype),
             **_zeros(
                 device,
+                exchange=n_exchanged * 2,
                 x=horizon * config.width * 4,
                 scaled=rows * config.width * 2,
                 queries=heads * CHUNK * config.head_dim * 2,
@@ -133,6 +130,14 @@ class ResidentFlow:
         }
         if prompt.n_valid is not None:
             tensors["n_valid"] = prompt.n_valid
+        parts = {
+            n: _zeros(
+                device,
+                parts=-(-(n + horizon) // KEYS) * heads * MOST_ROWS * config.head_dim * 2,
+                lse=-(-(n + horizon) // KEYS) * heads * horizon * 4,
+            )
+            for n in {k.shape[2] for k, _ in cache}
+        }
         flow = _Flow(dt=schedule.dt, n_slots=prompt.slots, n_visual=n_visual)
         saliency = None
         if deep is not None:
@@ -140,12 +145,12 @@ class ResidentFlow:
             slots = len(steps) * len(deep.layers)
             saliency = noise.new_empty(slots, PROGRAMS, n_visual, dtype=torch.float32)
             tensors["saliency"] = saliency
-            tensors["shares"] = noise.new_empty(
+            tensors["shares"] = noise.new_zeros(
                 heads * horizon, n_visual, dtype=torch.float32
             )
             flow.over_all, flow.n_watched = deep.over == "all", len(deep.layers)
             flow.first_watched, flow.last_watched = steps[0], steps[-1]
-            places = {layer: place for place, layer in enumerate(deep.layers)}
+            places = {layer: place for place, layer in enumerate(sorted(deep.layers))}
             flow.watched[:] = [places.get(layer, -1) for layer in range(config.depth)]
         for name, tensor in tensors.items():
             setattr(flow, name, tensor.data_ptr())
@@ -156,6 +161,11 @@ class ResidentFlow:
                 setattr(layer, name, getattr(images, name).data_ptr())
             layer.keys, layer.values = pair[0].data_ptr(), pair[1].data_ptr()
             layer.n_prefix = k.shape[2]
+            layer.parts, layer.lse = (t.data_ptr() for t in parts[layer.n_prefix].values())
+        lengths = [layer.n_prefix for layer in flow.layers]
+        for index, layer in enumerate(flow.layers):
+            layer.of_kind = lengths[:index].count(layer.n_prefix)
+            layer.kinds = lengths.count(layer.n_prefix)
         if CLOCKS:
             self.clocks = torch.zeros(PROGRAMS, 64, dtype=torch.int64, device=device)
             flow.clocks = self.clocks.data_ptr()
@@ -210,9 +220,10 @@ class _Layer(ctypes.Structure):
     """`Layer` of the source."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*_WEIGHTS, "keys", "values")),
+        *((name, ctypes.c_void_p) for name in (*_WEIGHTS, "keys", "values", "parts", "lse")),
         ("n_prefix", ctypes.c_int),
-        ("padding", ctypes.c_int),
+        ("of_kind", ctypes.c_short),
+        ("kinds", ctypes.c_short),
     )
 
 
@@ -226,7 +237,7 @@ class _Flow(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "final_scale final_shift in_weight in_bias out_weight out_bias cos sin n_valid "
-                "actions x scaled queries attended hidden parts lse squares exchange counters "
+                "actions x scaled queries attended hidden squares exchange counters "
                 "shares saliency"
             ).split()
         ),
@@ -253,11 +264,11 @@ class _Images:
 
 def _images(layer: ExpertLayer, head_dim: int) -> _Images:
     half = head_dim // 2
-    # [heads, halves, quarters, 32, D]: the channels that rotate together are in one tile
-    qkv = layer.qkv.unflatten(0, (-1, 2, half // 32, 32)).transpose(1, 2)
+    # [heads, halves, eighths, 16, D]: the channels that rotate together are in one tile
+    qkv = layer.qkv.unflatten(0, (-1, 2, half // 16, 16)).transpose(1, 2)
     gate_up = layer.gate_up.unflatten(0, (2, PROGRAMS, -1)).transpose(0, 1)  # [programs, 2, 32, D]
     return _Images(
-        qkv=_image(qkv.flatten(0, -2)),
+        qkv=_image(qkv.flatten(0, -2), 32),
         o=_shares(layer.o),
         gate_up=_image(gate_up.flatten(0, -2)),
         down=_shares(layer.down),
@@ -270,16 +281,15 @@ def _shares(weight: Tensor) -> Tensor:
     return _image(pieces.transpose(1, 2).flatten(0, -2))
 
 
-def _image(rows: Tensor) -> Tensor:
-    """[R, K] to [R / 64, K / 64, 64, 64], the pieces of every row swizzled."""
-    chunks = rows.unflatten(0, (-1, CHUNK)).unflatten(2, (-1, CHUNK)).transpose(1, 2)
-    return _swizzled(chunks)
+def _image(rows: Tensor, height: int = CHUNK) -> Tensor:
+    """[R, K] to chunks, [R / height, K / 64, height, 64], the pieces of every row swizzled."""
+    return _swizzled(rows.unflatten(0, (-1, height)).unflatten(2, (-1, CHUNK)).transpose(1, 2))
 
 
 def _swizzled(chunks: Tensor) -> Tensor:
-    """[..., 64, 64] with the eight 16-byte pieces of row r at piece ^ (r % 8)."""
-    row = torch.arange(CHUNK, device=chunks.device)[:, None]
-    pieces = torch.arange(8, device=chunks.device) ^ row % 8  # [64, 8]
+    """[..., n, 64] with the eight 16-byte pieces of row r at piece ^ (r % 8)."""
+    row = torch.arange(chunks.shape[-2], device=chunks.device)[:, None]
+    pieces = torch.arange(8, device=chunks.device) ^ row % 8  # [n, 8]
     return chunks.unflatten(-1, (8, 8))[..., row, pieces, :].flatten(-2).contiguous()
 
 

@@ -3,7 +3,7 @@
 // 128 programs, one per multiprocessor, stay for the whole flow. A layer is six phases; program p is
 // tile t = p / 8 and share s = p % 8 of a split product:
 //
-//   1 query/key/value   64 channels x all rows, K whole     40 programs; rotary embedding
+//   1 query/key/value   32 channels x all rows, K whole     80 programs; rotary embedding
 //   2 attention         rows of head s x 64 keys            8 * P programs, P blocks of keys
 //   3 join              the blocks' softmaxes made one      rows t, t + 16, .. of head s
 //   4 output            64 channels x all rows, K of head s, exchanged among the tile's 8 programs
@@ -16,8 +16,8 @@
 // as it is announced; two sum up the squares for the norms.
 //
 // Who has written something adds 1 to a counter of those who read it; who reads waits for the sum. The
-// parts of a split product need no counter: their buffer is full of EMPTY, which no arithmetic gives,
-// until they are there.
+// parts of a split product and of a softmax need none: the lowest bit of every word says in which round it
+// was written.
 //
 // Everything an operand is read from lies as shared memory wants it ("images"): chunks of rows of 64
 // numbers, 128 bytes each, the eight 16-byte pieces of row r at piece ^ (r % 8).
@@ -34,7 +34,7 @@ typedef unsigned short bf16;
 constexpr int PROGRAMS = 128, SHARES = 8, TILES = PROGRAMS / SHARES, COMPUTING = 128, THREADS = 256;
 constexpr int ROWS = (HORIZON + 7) / 8 * 8;  // of action rows in an image
 constexpr int KEYS = 64, HALF = HEAD_DIM / 2;
-constexpr int QKV = (HEADS + 2) * HEAD_DIM, QKV_TILES = QKV / 64, FIRST_QKV = 72;  // program of tile 0
+constexpr int QKV = (HEADS + 2) * HEAD_DIM, QKV_TILES = QKV / 32, FIRST_QKV = 48;  // program of tile 0
 constexpr int CHUNK = 64 * 64, X_CHUNK = ROWS * 64;  // numbers in a chunk of weights, of action rows
 constexpr int D_GROUPS = WIDTH / 256, HEAD_GROUPS = HEAD_DIM / 256, DOWN_GROUPS = MLP / SHARES / 256;
 static_assert(HEADS == SHARES && HEAD_DIM == 256 && WIDTH == 64 * TILES && MLP == 32 * PROGRAMS, "sizes");
@@ -49,7 +49,10 @@ constexpr int SCALES_AT = SMALL_AT + 384, SCRATCH_AT = SCALES_AT + 512;
 struct Layer {
   const bf16 *qkv, *o, *gate_up, *down;  // images
   bf16 *keys, *values;                   // images [P, 4, 64 keys, 64], the prefix is there
-  int n_prefix, padding;
+  bf16 *parts;                           // [P, h, 64 rows, d] in pieces, see `attend`; shared by its kind
+  float *lse;                            // [P, h, H], base 2
+  int n_prefix;
+  short of_kind, kinds;                  // which of how many layers with so many keys
 };
 
 struct Flow {
@@ -67,8 +70,6 @@ struct Flow {
   bf16 *queries;                                             // images [h, 4, 64 rows, 64]
   bf16 *attended;                                            // images [h, 4, ROWS, 64]
   bf16 *hidden;                                              // image [M/64, ROWS, 64]
-  bf16 *parts;                                               // [P, h, 64 rows, d] in pieces, see `attend`
-  float *lse;                                                // [P, h, H], base 2
   float *squares;                                            // [PROGRAMS, 64] sums of x * x
   bf16 *exchange;                                            // [2, TILES, SHARES to, SHARES from, 512]
   u32 *counters;                                             // zero at launch
@@ -177,10 +178,8 @@ enum Counter {
   X = 0,                     // x is new: 128 after the output and the down projection, HORIZON per step
   KEYS_VALUES = 1,           // 8 tiles
   QUERIES = 2,               // of a head: 4 tiles
-  PARTS = QUERIES + HEADS,   // of a head: its blocks of keys
-  ATTENDED = PARTS + HEADS,  // of a head: its rows
+  ATTENDED = QUERIES + HEADS,  // of a head: its rows
   HIDDEN = ATTENDED + HEADS, // of a share: 16 programs
-  EXCHANGED = HIDDEN + SHARES, // of a tile's warps 0, 1, 2, 3: SHARES, twice
 };
 __device__ __forceinline__ u32 *counter(const Flow &flow, int which) { return flow.counters + which * 32; }
 
@@ -254,12 +253,12 @@ struct Ring {
   __device__ __forceinline__ void next() {
     if (++at == GROUPS) at = 0, parity ^= 1;
   }
-  // By one thread: bring so many groups of BYTES each, each as soon as there is room; the first one is `turn`.
+  // By one thread: bring so many groups of BYTES each, each as soon as there is room.
   template <Use USE, int BYTES>
-  __device__ __forceinline__ void bring(int groups, const bf16 *from, int turn = 0) {
+  __device__ __forceinline__ void bring(int groups, const bf16 *from) {
 #pragma unroll 1
     for (int i = 0; i < groups; i++) {
-      const bf16 *group = from + (i + turn) % groups * (BYTES / 2);
+      const bf16 *group = from + i * (BYTES / 2);
       barrier_wait(empty(at), parity ^ 1);
 #pragma unroll
       for (int n = 0; n < PIECES; n++)
@@ -305,6 +304,14 @@ __device__ __forceinline__ void multiply(float (&c)[32], u32 a, u32 b, int accum
   asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PLACES
                ", %32, %33, p, 1, 1, 0, 0;}" : SUMS(c) : "l"(descriptor(a)), "l"(descriptor(b)), "r"(accumulate));
 }
+// The same with 32 columns.
+__device__ __forceinline__ void multiply(float (&c)[16], u32 a, u32 b, int accumulate) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+               "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, p, 1, 1, 0, 0;}"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
+                 "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
+               : "l"(descriptor(a)), "l"(descriptor(b)), "r"(accumulate));
+}
 // The same with a in registers and b[16 of K, columns].
 __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 b, int accumulate) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PLACES
@@ -312,41 +319,42 @@ __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 
                : SUMS(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(accumulate));
 }
 
-// Many programs read the same inputs: each begins with another group of four chunks.
-__device__ __forceinline__ int turn_of(int program) { return TURN * program; }
-
-// c (+)= a group of inputs @ a group of weights.T; PITCH: bytes from one chunk of inputs to the next.
-template <int PITCH>
-__device__ __forceinline__ void multiply_group(float (&c)[32], Weights &w, Inputs &x, int accumulate) {
-  u32 a = operand(x.slot()), b = operand(w.slot());
+// c (+)= a group of inputs @ weights.T, of which a chunk has as many rows as c columns, at b in shared memory.
+// PITCH: bytes from one chunk of inputs to the next.
+template <int PITCH, int SUMS>
+__device__ __forceinline__ void multiply_group(float (&c)[SUMS], u32 b_at, Inputs &x, int accumulate) {
+  u32 a = operand(x.slot()), b = operand(b_at);
 #pragma unroll
   for (int chunk = 0; chunk < 4; chunk++) {
-    if (chunk == 0) w.wait(0);
     if (chunk % (4 / X_PIECES) == 0) {
       x.wait(chunk / (4 / X_PIECES));
       multiply_begin();
     }
 #pragma unroll
-    for (int k = 0; k < 4; k++) multiply(c, a + chunk * (PITCH / 16) + k * 2, b + chunk * (SLOT / 16) + k * 2, accumulate + chunk + k > 0);
+    for (int k = 0; k < 4; k++) multiply(c, a + chunk * (PITCH / 16) + k * 2, b + chunk * (SUMS * 2 * 128 / 16) + k * 2, accumulate + chunk + k > 0);
   }
   multiply_commit();
 }
-// c = inputs @ weights.T over so many groups of both rings.
-__device__ __forceinline__ void product(float (&c)[32], int groups, Weights &w, Inputs &x, int mark_at = 60) {
+// c = inputs @ weights.T over so many groups of inputs. What it has read of the weights' ring but for the last
+// group's is free; that is for the caller, after its announcement: what is on its way from memory holds up a fence.
+template <int SUMS>
+__device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w, Inputs &x, int mark_at = 60) {
+  constexpr int AT_ONCE = 32 / SUMS;  // groups of inputs to a group of weights
   w.wait(0);
   mark(mark_at);
   x.wait(0);
   mark(mark_at + 1);
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
-    multiply_group<X_CHUNK * 2>(c, w, x, i);
-    w.next();
+    if (i % AT_ONCE == 0) w.wait(0);
+    multiply_group<X_CHUNK * 2>(c, w.slot() + i % AT_ONCE * (GROUP / AT_ONCE), x, i);
     x.next();
     if (i > 0) {
       multiply_wait<1>();
       x.free(1);
-      if (i - 1 < groups - LATE) w.free(1);
+      if (i % AT_ONCE == 0) w.free(1);
     }
+    if (i % AT_ONCE == AT_ONCE - 1) w.next();
   }
   multiply_wait<0>();
   x.free(1);
@@ -359,19 +367,53 @@ __device__ __forceinline__ void announce_warp(u32 *counter) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) announce(counter);
 }
+// Words that say in which round they were written: who waits for them needs no counter, and no fence.
+__device__ __forceinline__ u32 marked(u32 word, u32 round) { return (word & ~1u) | (round & 1); }
+__device__ __forceinline__ bool is_marked(u32 word, u32 round) { return ((word ^ round) & 1) == 0; }
+__device__ __forceinline__ bool is_marked(uint2 v, u32 round) { return (((v.x ^ round) | (v.y ^ round)) & 1) == 0; }
+__device__ __forceinline__ bool is_marked(uint4 v, u32 round) { return (((v.x ^ round) | (v.y ^ round) | (v.z ^ round) | (v.w ^ round)) & 1) == 0; }
+__device__ __forceinline__ void store_marked(void *to, u32 a, u32 b, u32 c, u32 d, u32 round) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(marked(a, round)), "r"(marked(b, round)),
+               "r"(marked(c, round)), "r"(marked(d, round)) : "memory");
+}
+__device__ __forceinline__ void store_marked(void *to, u32 a, u32 b, u32 round) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1,%2};" ::"l"(to), "r"(marked(a, round)), "r"(marked(b, round)) : "memory");
+}
+__device__ __forceinline__ void store_marked(void *to, u32 a, u32 round) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(marked(a, round)) : "memory");
+}
+__device__ __forceinline__ uint4 look16(const void *p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ uint2 look8(const void *p) {
+  uint2 v;
+  asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ u32 look4(const void *p) {
+  u32 v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void one_more(int &tries) {
+  if (++tries > (1 << 22)) asm volatile("trap;");  // seconds: an error is better than a GPU that hangs
+}
+
 // Of 8 numbers beginning with channel 8 * piece of a row: where in a chunk they lie.
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * 64 + (piece ^ row % 8) * 8; }
 
-// 64 columns: 32 channels of the first half of a head and the 32 that rotate with them.
+// 32 columns: 16 channels of the first half of a head and the 16 that rotate with them.
 __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &layer, const float *bias, Weights &w, Inputs &x,
                                                 const float *row_scale, u32 scale_ready, u32 &scale_parity) {
-  int thread = this_thread(), tile = this_program() - FIRST_QKV, head = tile / 4, quarter = tile % 4;
+  int thread = this_thread(), tile = this_program() - FIRST_QKV, head = tile / 8, eighth = tile % 8;
   int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2;
-  float2 bias_a[4], bias_b[4];
-  u32 co[2][4], si[2][4];
+  float2 bias_a[2], bias_b[2];
+  u32 co[2][2], si[2][2];
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    int channel = quarter * 32 + 8 * j + pair;
+  for (int j = 0; j < 2; j++) {
+    int channel = eighth * 16 + 8 * j + pair;
     bias_a[j] = *(const float2 *)(bias + head * HEAD_DIM + channel);
     bias_b[j] = *(const float2 *)(bias + head * HEAD_DIM + channel + HALF);
 #pragma unroll
@@ -383,7 +425,7 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
       }
     }
   }
-  float c[32];
+  float c[16];
   product(c, D_GROUPS, w, x, 40);
   mark(2);
   barrier_wait(scale_ready, scale_parity);
@@ -395,23 +437,23 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
     float scale = row_scale[r];
     int in = head < HEADS ? r : key % KEYS;
     bf16 *to = head < HEADS ? flow.queries + head * 4 * CHUNK : (head == HEADS ? layer.keys : layer.values) + key / KEYS * 4 * CHUNK;
-    to += quarter / 2 * CHUNK + pair;
+    to += eighth / 4 * CHUNK + pair;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float *a = c + 4 * j + 2 * h, *b = a + 16;
+    for (int j = 0; j < 2; j++) {
+      const float *a = c + 4 * j + 2 * h, *b = a + 8;
       float a0 = a[0] * scale + bias_a[j].x, a1 = a[1] * scale + bias_a[j].y;
       float b0 = b[0] * scale + bias_b[j].x, b1 = b[1] * scale + bias_b[j].y;
-      int at = swizzled(in, quarter % 2 * 4 + j);
+      int at = swizzled(in, eighth % 4 * 2 + j);
       *(u32 *)(to + at) = pack(a0 * low(co[h][j]) - b0 * low(si[h][j]), a1 * high(co[h][j]) - b1 * high(si[h][j]));
       *(u32 *)(to + 2 * CHUNK + at) = pack(b0 * low(co[h][j]) + a0 * low(si[h][j]), b1 * high(co[h][j]) + a1 * high(si[h][j]));
     }
   }
   announce_warp(counter(flow, head < HEADS ? QUERIES + head : KEYS_VALUES));
-  w.free(min(LATE, D_GROUPS));
+  w.free(1);
 }
 
 // The rows of one head against one block of keys.
-__device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int head, int part, bool watched, Weights &w, Inputs &x) {
+__device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int head, int part, u32 round, u32 watched_round, Weights &w, Inputs &x) {
   constexpr float SCALE = 1.4426950408889634f / 16.f;  // log2(e) / sqrt(256)
   int thread = this_thread(), warp = thread / 32, lane = thread % 32, t = lane % 4, row = warp * 16 + lane / 4;
   int n_read = layer.n_prefix, n_keys = layer.n_prefix + HORIZON;
@@ -420,7 +462,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   w.wait(0);
   x.wait(0);
   mark(6);
-  multiply_group<SLOT>(s, w, x, 0);
+  multiply_group<SLOT>(s, w.slot(), x, 0);
   multiply_wait<0>();
   w.next();
   x.next();
@@ -461,19 +503,22 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   mark(33);
   if (t < 2 && row + 8 * t < HORIZON) {
     float all = t ? total[1] : total[0], most = t ? top[1] : top[0];
-    flow.lse[(part * HEADS + head) * HORIZON + row + 8 * t] = all > 0.f ? most + log2f(all) : -1e30f;
+    store_marked(layer.lse + (part * HEADS + head) * HORIZON + row + 8 * t, __float_as_uint(all > 0.f ? most + log2f(all) : -1e30f), round);
   }
-  if (watched && part * KEYS < flow.n_visual) {
+  if (watched_round && part * KEYS < flow.n_visual) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       if (row + 8 * h >= HORIZON) continue;
       float *to = flow.shares + (long long)(head * HORIZON + row + 8 * h) * flow.n_visual + part * KEYS + t * 2;
 #pragma unroll
-      for (int j = 0; j < 8; j++) *(float2 *)(to + 8 * j) = make_float2(s[4 * j + 2 * h] * share[h], s[4 * j + 2 * h + 1] * share[h]);
+      for (int j = 0; j < 8; j++) {
+        u32 a = __float_as_uint(s[4 * j + 2 * h] * share[h]), b = __float_as_uint(s[4 * j + 2 * h + 1] * share[h]);
+        store_marked(to + 8 * j, a, marked(b, watched_round), watched_round);
+      }
     }
   }
   // [warp, chunk, row or row + 8, 2, lane, 8 channels]: what a lane has, in two pieces.
-  bf16 *to = flow.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
+  bf16 *to = layer.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
   w.wait(0);
   u32 b = operand(w.slot());
   float o[4][32];
@@ -492,32 +537,44 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
       u32 v[8];
 #pragma unroll
       for (int j = 0; j < 8; j++) v[j] = pack(o[chunk][4 * j + 2 * h] * share[h], o[chunk][4 * j + 2 * h + 1] * share[h]);
-      *(uint4 *)(to + (chunk * 2 + h) * 512) = make_uint4(v[0], v[1], v[2], v[3]);
-      *(uint4 *)(to + (chunk * 2 + h) * 512 + 256) = make_uint4(v[4], v[5], v[6], v[7]);
+      store_marked(to + (chunk * 2 + h) * 512, v[0], v[1], v[2], v[3], round);
+      store_marked(to + (chunk * 2 + h) * 512 + 256, v[4], v[5], v[6], v[7], round);
     }
   mark(34);
   w.next();
-  announce_warp(counter(flow, PARTS + head));
   w.free(2);
 }
 
 // Rows t, t + 16 and so on of head s; at most 32 parts.
-__device__ __forceinline__ void join(const Flow &flow, const Layer &layer) {
+__device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 round) {
   constexpr int AT_ONCE = 16;
   int thread = this_thread(), program = this_program(), parts = parts_of(layer), lane = thread % 32, head = program % SHARES;
   int row = program / SHARES + thread / 32 * TILES;
   if (row >= HORIZON) return;
   // As `attend` has left them: a lane reads 8 channels, 8 * j + 2 * t (+ 1) of a chunk.
   int chunk = lane / 8, t = lane % 8 / 2, half = lane % 2;
-  const bf16 *from = flow.parts + (head * 4 + row / 16) * 4096 + (chunk * 2 + row % 16 / 8) * 512 + half * 256 + (row % 8 * 4 + t) * 8;
-  float lse = lane < parts ? load_float(flow.lse + (lane * HEADS + head) * HORIZON + row) : -1e30f;
-  float out[8] = {}, weight = 0.f;
+  const bf16 *from = layer.parts + (head * 4 + row / 16) * 4096 + (chunk * 2 + row % 16 / 8) * 512 + half * 256 + (row % 8 * 4 + t) * 8;
+  float lse = -1e30f, out[8] = {}, weight = 0.f;
+  int tries = 0;
 #pragma unroll 1
   for (int start = 0; start < parts; start += AT_ONCE) {
     uint4 v[AT_ONCE];
+    bool all;
+    do {
+      all = true;
+      if (start == 0 && lane < parts) {
+        u32 word = look4(layer.lse + (lane * HEADS + head) * HORIZON + row);
+        lse = __uint_as_float(word);
+        all = is_marked(word, round);
+      }
 #pragma unroll
-    for (int p = 0; p < AT_ONCE; p++)
-      v[p] = start + p < parts ? load16(from + (start + p) * HEADS * 4 * 4096) : make_uint4(0, 0, 0, 0);
+      for (int p = 0; p < AT_ONCE; p++)
+        v[p] = start + p < parts ? look16(from + (start + p) * HEADS * 4 * 4096) : make_uint4(round, round, round, round);
+#pragma unroll
+      for (int p = 0; p < AT_ONCE; p++) all = all && is_marked(v[p], round);
+      one_more(tries);
+    } while (!__all_sync(~0u, all));
+    mark(10);
     if (start == 0) {
       weight = exp2_fast(lse - largest(lse));
       weight /= sum(weight);
@@ -544,7 +601,7 @@ __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &laye
   float *weights = (float *)(shared_memory() + SCRATCH_AT);  // [4, 32]: of each part in this program's rows
   int row = program / SHARES + warp * TILES;
   int counted = flow.over_all ? parts : flow.n_visual / KEYS;
-  float lse = lane < counted && row < HORIZON ? load_float(flow.lse + (lane * HEADS + head) * HORIZON + row) : -1e30f;
+  float lse = lane < counted && row < HORIZON ? __uint_as_float(look4(layer.lse + (lane * HEADS + head) * HORIZON + row)) : -1e30f;
   float weight = exp2_fast(lse - largest(lse)), whole = sum(weight);
   weights[warp * 32 + lane] = row < HORIZON ? weight / whole : 0.f;
   computing_sync();
@@ -554,7 +611,14 @@ __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &laye
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int r = program / SHARES + i * TILES;
-      if (r < HORIZON) total += weights[i * 32 + key / KEYS] * load_float(flow.shares + (long long)(head * HORIZON + r) * flow.n_visual + key);
+      if (r >= HORIZON) continue;
+      u32 word;
+      int tries = 0;
+      do {
+        word = look4(flow.shares + (long long)(head * HORIZON + r) * flow.n_visual + key);
+        one_more(tries);
+      } while (!is_marked(word, slot + 1));
+      total += weights[i * 32 + key / KEYS] * __uint_as_float(word);
     }
     to[key] = total;
   }
@@ -599,13 +663,13 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
   }
   mark(60);
   announce_warp(counter(flow, HIDDEN + program / TILES));
-  w.free(min(LATE, D_GROUPS));
+  w.free(1);
 }
 
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
 // 8 * s and on of its tile are its own, all the flow long: a lane has two of a row, and of row + 8.
 __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exchange, const float *gate, const float *scale, Weights &w,
-                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 &exchanged, int at) {
+                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 round, int at) {
   constexpr int PIECE = 512;  // numbers from one program to another: 128 threads, 4 each
   int thread = this_thread(), program = this_program(), tile = program / SHARES, me = program % SHARES;
   int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2, channel = tile * 64 + me * 8 + pair;
@@ -624,24 +688,26 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
   if (row < HORIZON)
 #pragma unroll
     for (int j = 0; j < SHARES; j++)
-      *(uint2 *)(to + j * SHARES * PIECE) = make_uint2(pack(c[4 * j], c[4 * j + 1]), pack(c[4 * j + 2], c[4 * j + 3]));
+      store_marked(to + j * SHARES * PIECE, pack(c[4 * j], c[4 * j + 1]), pack(c[4 * j + 2], c[4 * j + 3]), round);
   mark(at == 15 ? 48 : 52);
-  // Warp i of every program of the tile needs what warps i have written.
-  u32 *arrivals = counter(flow, EXCHANGED + tile * 4 + thread / 32);
-  announce_warp(arrivals);
-  mark(at == 15 ? 57 : 58);
-  if (thread % 32 == 0) await(arrivals, exchanged += SHARES);
-  __syncwarp();
-  mark(at == 15 ? 49 : 53);
   const bf16 *from = exchange + (tile * SHARES + me) * SHARES * PIECE + thread * 4;
   float total[4] = {0.f, 0.f, 0.f, 0.f};
   if (row < HORIZON) {
     uint2 v[SHARES];
+    bool all;
+    int tries = 0;
+    do {
+      all = true;
 #pragma unroll
-    for (int i = 0; i < SHARES; i++) v[i] = load8(from + i * PIECE);
+      for (int i = 0; i < SHARES; i++) v[i] = look8(from + i * PIECE);
+#pragma unroll
+      for (int i = 0; i < SHARES; i++) all = all && is_marked(v[i], round);
+      one_more(tries);
+    } while (!all);
 #pragma unroll
     for (int i = 0; i < SHARES; i++) total[0] += low(v[i].x), total[1] += high(v[i].x), total[2] += low(v[i].y), total[3] += high(v[i].y);
   }
+  mark(at == 15 ? 49 : 53);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     int r = row + 8 * h;
@@ -660,7 +726,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
   computing_sync();
   mark(at == 15 ? 51 : 55);
   if (thread == 0) announce(counter(flow, X));
-  w.free(min(LATE, groups));
+  w.free(1);
 }
 
 // The end of an Euler step (if there was one) and the beginning of the next: program = row.
@@ -740,20 +806,20 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE, GROUP>(D_GROUPS, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 4 * CHUNK, turn_of(p - FIRST_QKV));
+      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         int part = unit / HEADS;
         if ((part + 1) * KEYS > layer.n_prefix) {  // the suffix's are among them
-          await(counter(flow, KEYS_VALUES), 32 * layers);
+          await(counter(flow, KEYS_VALUES), 64 * layers);
           order_copies();
         }
         ring.bring<SOMETIMES, GROUP>(1, layer.keys + part * 4 * CHUNK);
         ring.bring<SOMETIMES, GROUP>(1, layer.values + part * 4 * CHUNK);
       }
       ring.bring<ONCE, GROUP>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
-      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK, turn_of(p));
-      ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK, turn_of(p / SHARES));
+      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK);
+      ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK);
     }
 }
 
@@ -770,11 +836,11 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
       if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) {
         await(counter(flow, X), x_target);
         order_copies();
-        ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled, turn_of(p - FIRST_QKV));
+        ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
       }
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-        await(counter(flow, QUERIES + share), 16 * layers);
+        await(counter(flow, QUERIES + share), 32 * layers);
         order_copies();
         ring.bring<OFTEN, GROUP>(1, flow.queries + share * 4 * CHUNK);
       }
@@ -784,10 +850,10 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
       x_target += PROGRAMS;
       await(counter(flow, X), x_target);
       order_copies();
-      ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled, turn_of(p));
+      ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
       await(counter(flow, HIDDEN + share), 4 * TILES * layers);
       order_copies();
-      ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK, turn_of(p / SHARES));
+      ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
       x_target += PROGRAMS;
     }
   }
@@ -841,7 +907,7 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
   constexpr int EXCHANGE = PROGRAMS * SHARES * 512;
   int p = blockIdx.x, head = p % SHARES;
   bool projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
-  u32 exchanged = 0, scale_parity = 0, x_target = 0, parts_target = 0;
+  u32 scale_parity = 0, x_target = 0;
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int step = 0;; step++) {
@@ -860,26 +926,25 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       int at = step * DEPTH + number, parts = parts_of(layer);
       bool last = number == DEPTH - 1, more = at + 1 < STEPS * DEPTH;
       bool watched = flow.saliency && flow.watched[number] >= 0 && step >= flow.first_watched && step <= flow.last_watched;
+      int slot = (step - flow.first_watched) * flow.n_watched + flow.watched[number];
       mark(0);
       if (projects) query_key_value(flow, layer, flow.qkv_bias + (long long)at * QKV, w, x, row_scale, scale_ready, scale_parity);
       mark(3);
-      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, unit / HEADS, watched, w, x);
+      u32 round = step * layer.kinds + layer.of_kind + 1;  // of the parts of a layer with so many keys
+#pragma unroll 1
+      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, unit / HEADS, round, watched ? slot + 1 : 0, w, x);
       mark(7);
-      parts_target += 4 * parts;
-      if (threadIdx.x % 32 == 0) await(counter(flow, PARTS + head), parts_target);
-      __syncwarp();
-      mark(10);
-      join(flow, layer);
+      join(flow, layer, round);
       mark(11);
-      if (watched) add_saliency(flow, layer, (step - flow.first_watched) * flow.n_watched + flow.watched[number]);
+      if (watched) add_saliency(flow, layer, slot);
       residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH, w, x,
-                            own, number == 0, false, exchanged, 15);
+                            own, number == 0, false, at + 1, 15);
       mark(16);
       gate_up(flow, flow.gate_up_bias + (long long)at * 2 * MLP, w, x, row_scale, scale_ready, scale_parity);
       mark(22);
       // The scale of the next layer's norm; after the last layer nobody reads the product.
       residual(flow, DOWN_GROUPS, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
-                            flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, exchanged, 27);
+                            flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1, 27);
       mark(29);
       x_target += 2 * PROGRAMS;
     }
