@@ -35,7 +35,7 @@ CHUNK = 64
 """Rows and columns of a chunk of an image."""
 MOST_ROWS = 64
 MOST_PARTS = 32
-COUNTERS = 2 + 3 * SHARES
+COUNTERS = 17 + 3 * SHARES
 SHARED_BYTES = 231_936
 CAPABILITY = (9, 0)
 CLOCKS = False

@@ -175,9 +175,9 @@ __device__ __forceinline__ int parts_of(const Layer &layer) { return (layer.n_pr
 
 // Counters, each in a line of its own: who adds, and how often per layer.
 enum Counter {
-  X = 0,                     // x is new: 128 after the output and the down projection, HORIZON per step
-  KEYS_VALUES = 1,           // 8 tiles
-  QUERIES = 2,               // of a head: 4 tiles
+  X = 0,                     // x is new, a tile's: SHARES after the output and the down projection, its rows per step
+  KEYS_VALUES = TILES,       // 16 tiles of 4 warps
+  QUERIES = KEYS_VALUES + 1, // of a head: 8 tiles of 4 warps
   ATTENDED = QUERIES + HEADS,  // of a head: its rows
   HIDDEN = ATTENDED + HEADS, // of a share: 16 programs
 };
@@ -205,6 +205,16 @@ __device__ __forceinline__ void await(u32 *counter, u32 target) {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
 #endif
 }
+// All tiles of x, by a warp; a tile is the counter of programs t, t + TILES and so on for the rows of a step.
+__device__ __forceinline__ void await_x(const Flow &flow, u32 per_tile, u32 steps) {
+  int tile = threadIdx.x % 32;
+  u32 target = per_tile + steps * ((HORIZON - tile + TILES - 1) / TILES), seen = target;
+  int tries = 0;
+  do {
+    if (tile < TILES) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter(flow, X + tile)) : "memory");
+    if (++tries > (1 << 24)) asm volatile("trap;");
+  } while (!__all_sync(~0u, (int)(seen - target) >= 0));
+}
 // Ordinary writes come before what the copy engine reads.
 __device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
@@ -226,6 +236,16 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
 
 // What is read once per step must not drive out of L2 what is written and read in every layer.
 enum Use { ONCE, SOMETIMES, OFTEN };
+template <Use USE>
+__device__ __forceinline__ void copy_only(u32 to, const void *from, u32 bytes, u32 barrier) {
+  u64 policy;
+  if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  else if (USE == SOMETIMES) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  else asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+               "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
+}
+
 template <Use USE>
 __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -260,6 +280,17 @@ struct Ring {
     for (int i = 0; i < groups; i++) {
       const bf16 *group = from + i * (BYTES / 2);
       barrier_wait(empty(at), parity ^ 1);
+#ifdef PACE
+      if (PIECES == 1) {
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full(0)), "r"(BYTES) : "memory");
+#pragma unroll 1
+        for (int n = 0; n < 4; n++) {
+          long long begin = clock64();
+          copy_only<USE>(slot() + n * (BYTES / 4), group + n * (BYTES / 8), BYTES / 4, full(0));
+          while (clock64() - begin < PACE);
+        }
+      } else
+#endif
 #pragma unroll
       for (int n = 0; n < PIECES; n++)
         copy_bulk<USE>(slot() + n * (BYTES / PIECES), group + n * (BYTES / 2 / PIECES), BYTES / PIECES, full(n));
@@ -501,10 +532,6 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   }
   float share[2] = {total[0] > 0.f ? 1.f / total[0] : 0.f, total[1] > 0.f ? 1.f / total[1] : 0.f};
   mark(33);
-  if (t < 2 && row + 8 * t < HORIZON) {
-    float all = t ? total[1] : total[0], most = t ? top[1] : top[0];
-    store_marked(layer.lse + (part * HEADS + head) * HORIZON + row + 8 * t, __float_as_uint(all > 0.f ? most + log2f(all) : -1e30f), round);
-  }
   if (watched_round && part * KEYS < flow.n_visual) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -540,6 +567,11 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
       store_marked(to + (chunk * 2 + h) * 512, v[0], v[1], v[2], v[3], round);
       store_marked(to + (chunk * 2 + h) * 512 + 256, v[4], v[5], v[6], v[7], round);
     }
+  // Behind the rest: who waits looks here first.
+  if (t < 2 && row + 8 * t < HORIZON) {
+    float all = t ? total[1] : total[0], most = t ? top[1] : top[0];
+    store_marked(layer.lse + (part * HEADS + head) * HORIZON + row + 8 * t, __float_as_uint(all > 0.f ? most + log2f(all) : -1e30f), round);
+  }
   mark(34);
   w.next();
   w.free(2);
@@ -560,13 +592,19 @@ __device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 r
   for (int start = 0; start < parts; start += AT_ONCE) {
     uint4 v[AT_ONCE];
     bool all;
+    if (start == 0) {
+      do {
+        all = true;
+        if (lane < parts) {
+          u32 word = look4(layer.lse + (lane * HEADS + head) * HORIZON + row);
+          lse = __uint_as_float(word);
+          all = is_marked(word, round);
+        }
+        one_more(tries);
+      } while (!__all_sync(~0u, all));
+    }
     do {
       all = true;
-      if (start == 0 && lane < parts) {
-        u32 word = look4(layer.lse + (lane * HEADS + head) * HORIZON + row);
-        lse = __uint_as_float(word);
-        all = is_marked(word, round);
-      }
 #pragma unroll
       for (int p = 0; p < AT_ONCE; p++)
         v[p] = start + p < parts ? look16(from + (start + p) * HEADS * 4 * 4096) : make_uint4(round, round, round, round);
@@ -725,7 +763,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
   mark(at == 15 ? 50 : 54);
   computing_sync();
   mark(at == 15 ? 51 : 55);
-  if (thread == 0) announce(counter(flow, X));
+  if (thread == 0) announce(counter(flow, X + tile));
   w.free(1);
 }
 
@@ -792,7 +830,7 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
     for (int i = 0; i < COMPUTING / 32; i++) total += small[ACTION_DIM + i];
   flow.squares[threadIdx.x * 64 + row] = total;
   computing_sync();
-  if (threadIdx.x == 0) announce(counter(flow, X));
+  if (threadIdx.x == 0) announce(counter(flow, X + row % TILES));
 }
 
 // ---- the warps ----------------------------------------------------------------------------------
@@ -823,83 +861,83 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     }
 }
 
-__device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring) {
+// By a whole warp, of which one lane does it.
+__device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring, u32 x_seen) {
   int p = blockIdx.x, share = p % SHARES;
-  u32 layers = 0, x_target = 0;
+  bool leads = threadIdx.x % 32 == 0, projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
+  u32 layers = 0;
 #pragma unroll 1
   for (int step = 0; step < STEPS; step++) {
-    x_target += HORIZON;
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
+      if (projects) {
+        await_x(flow, 2 * SHARES * layers, step + 1);
+        if (leads) {
+          barrier_arrive(x_seen);
+          order_copies();
+          ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
+        }
+      }
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) {
-        await(counter(flow, X), x_target);
+      if (leads) {
+#pragma unroll 1
+        for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
+          await(counter(flow, QUERIES + share), 32 * layers);
+          order_copies();
+          ring.bring<OFTEN, GROUP>(1, flow.queries + share * 4 * CHUNK);
+        }
+        await(counter(flow, ATTENDED + share), HORIZON * layers);
+        order_copies();
+        ring.bring<OFTEN, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
+      }
+      __syncwarp();
+      await_x(flow, 2 * SHARES * layers - SHARES, step + 1);
+      if (leads) {
+        barrier_arrive(x_seen);
         order_copies();
         ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
-      }
-#pragma unroll 1
-      for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-        await(counter(flow, QUERIES + share), 32 * layers);
+        await(counter(flow, HIDDEN + share), 4 * TILES * layers);
         order_copies();
-        ring.bring<OFTEN, GROUP>(1, flow.queries + share * 4 * CHUNK);
+        ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
       }
-      await(counter(flow, ATTENDED + share), HORIZON * layers);
-      order_copies();
-      ring.bring<OFTEN, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
-      x_target += PROGRAMS;
-      await(counter(flow, X), x_target);
-      order_copies();
-      ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
-      await(counter(flow, HIDDEN + share), 4 * TILES * layers);
-      order_copies();
-      ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
-      x_target += PROGRAMS;
+      __syncwarp();
     }
   }
 }
 
 // 1 / rms(x) of every row, before every product of x: by two warps.
-__device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u32 ready) {
+__device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u32 x_seen, u32 ready) {
   int i = threadIdx.x % 64, warp = i / 32, lane = i % 32;
   float *others = row_scale + 64;  // [64], of the second warp
-  u32 x_target = 0;
+  int times = STEPS * DEPTH * (blockIdx.x >= FIRST_QKV && blockIdx.x < FIRST_QKV + QKV_TILES ? 2 : 1);
 #pragma unroll 1
-  for (int step = 0; step < STEPS; step++) {
-    x_target += HORIZON;
-#pragma unroll 1
-    for (int half = 0; half < 2 * DEPTH; half++) {
-      bool needed = half % 2 || (blockIdx.x >= FIRST_QKV && blockIdx.x < FIRST_QKV + QKV_TILES);
-      if (needed) {
-        if (lane == 0) await(counter(flow, X), x_target);
-        __syncwarp();
-        float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-        const float *from = flow.squares + (warp * (PROGRAMS / 2) + lane / 16) * 64 + lane % 16 * 4;
+  for (int time = 0; time < times; time++) {
+    barrier_wait(x_seen, time & 1);
+    float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
+    const float *from = flow.squares + (warp * (PROGRAMS / 2) + lane / 16) * 64 + lane % 16 * 4;
 #pragma unroll 16
-        for (int n = 0; n < 32; n++) {
-          float4 v = load_float4(from + n * 128);
-          total.x += v.x; total.y += v.y; total.z += v.z; total.w += v.w;
-        }
-        total.x += __shfl_xor_sync(~0u, total.x, 16);
-        total.y += __shfl_xor_sync(~0u, total.y, 16);
-        total.z += __shfl_xor_sync(~0u, total.z, 16);
-        total.w += __shfl_xor_sync(~0u, total.w, 16);
-        if (warp == 1 && lane < 16) *(float4 *)(others + lane * 4) = total;
-        asm volatile("bar.sync 2, 64;" ::: "memory");
-        if (warp == 0 && lane < 16) {
-          float4 v = *(float4 *)(others + lane * 4);
-          *(float4 *)(row_scale + lane * 4) =
-              make_float4(rsqrtf((total.x + v.x) / WIDTH + 1e-6f), rsqrtf((total.y + v.y) / WIDTH + 1e-6f),
-                          rsqrtf((total.z + v.z) / WIDTH + 1e-6f), rsqrtf((total.w + v.w) / WIDTH + 1e-6f));
-        }
-        if (warp == 0) {
-          __syncwarp();
-          if (lane == 0) barrier_arrive(ready);
-        }
-        asm volatile("bar.sync 2, 64;" ::: "memory");
-      }
-      x_target += PROGRAMS;
+    for (int n = 0; n < 32; n++) {
+      float4 v = load_float4(from + n * 128);
+      total.x += v.x; total.y += v.y; total.z += v.z; total.w += v.w;
     }
+    total.x += __shfl_xor_sync(~0u, total.x, 16);
+    total.y += __shfl_xor_sync(~0u, total.y, 16);
+    total.z += __shfl_xor_sync(~0u, total.z, 16);
+    total.w += __shfl_xor_sync(~0u, total.w, 16);
+    if (warp == 1 && lane < 16) *(float4 *)(others + lane * 4) = total;
+    asm volatile("bar.sync 2, 64;" ::: "memory");
+    if (warp == 0 && lane < 16) {
+      float4 v = *(float4 *)(others + lane * 4);
+      *(float4 *)(row_scale + lane * 4) =
+          make_float4(rsqrtf((total.x + v.x) / WIDTH + 1e-6f), rsqrtf((total.y + v.y) / WIDTH + 1e-6f),
+                      rsqrtf((total.z + v.z) / WIDTH + 1e-6f), rsqrtf((total.w + v.w) / WIDTH + 1e-6f));
+    }
+    if (warp == 0) {
+      __syncwarp();
+      if (lane == 0) barrier_arrive(ready);
+    }
+    asm volatile("bar.sync 2, 64;" ::: "memory");
   }
 }
 
@@ -907,19 +945,17 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
   constexpr int EXCHANGE = PROGRAMS * SHARES * 512;
   int p = blockIdx.x, head = p % SHARES;
   bool projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
-  u32 scale_parity = 0, x_target = 0;
+  u32 scale_parity = 0;
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int step = 0;; step++) {
     if (p < HORIZON) {
-      if (threadIdx.x % 32 == 0) await(counter(flow, X), x_target);
-      __syncwarp();
+      await_x(flow, 2 * SHARES * DEPTH * step, step);
       computing_sync();
       advance(flow, step);
     }
     if (step == STEPS) return;
     mark(38);
-    x_target += HORIZON;
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
@@ -946,7 +982,6 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       residual(flow, DOWN_GROUPS, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
                             flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1, 27);
       mark(29);
-      x_target += 2 * PROGRAMS;
     }
   }
 }
@@ -956,7 +991,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   u32 base = shared_address(memory);
   Weights w(base, base + SMALL_AT);
   Inputs x(base + X_AT, w.barriers + Weights::BARRIERS * 8);
-  u32 scale_ready = x.barriers + Inputs::BARRIERS * 8;
+  u32 scale_ready = x.barriers + Inputs::BARRIERS * 8, x_seen = scale_ready + 8;
   float *row_scale = (float *)(memory + SCALES_AT);  // [2, 64]
 #ifdef CLOCKS
   if (threadIdx.x < 64) clocks_[threadIdx.x] = threadIdx.x == 63 ? clock64() : 0;
@@ -965,6 +1000,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
     w.init();
     x.init();
     barrier_init(scale_ready, 1);
+    barrier_init(x_seen, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
@@ -972,8 +1008,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   int warp = threadIdx.x / 32;
   if (warp < 4) compute(flow, w, x, row_scale, scale_ready);
   else if (warp == 4) { if (threadIdx.x % 32 == 0) bring_weights(flow, w); }
-  else if (warp == 5) { if (threadIdx.x % 32 == 0) bring_inputs(flow, x); }
-  else scale_rows(flow, row_scale, scale_ready);
+  else if (warp == 5) bring_inputs(flow, x, x_seen);
+  else scale_rows(flow, row_scale, x_seen, scale_ready);
 #ifdef CLOCKS
   __syncthreads();
   if (threadIdx.x < 64) flow.clocks[blockIdx.x * 64 + threadIdx.x] = clocks_[threadIdx.x];
