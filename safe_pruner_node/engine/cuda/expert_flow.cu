@@ -300,11 +300,17 @@ struct Ring {
   __device__ __forceinline__ void wait(int piece) const { barrier_wait(full(piece), parity); }
   // By every warp that computes: the oldest groups that it still holds are free.
   u32 oldest = 0;
+  int pending = 0;
   __device__ __forceinline__ void free(int groups) {
-    for (; groups; groups--) {
+    for (; groups > 0; groups--) {
       if (threadIdx.x % 32 == 0) barrier_arrive(empty(oldest));
       if (++oldest == GROUPS) oldest = 0;
     }
+  }
+  // Later, when something else has gone first.
+  __device__ __forceinline__ void free_pending() {
+    free(pending);
+    pending = 0;
   }
 };
 using Weights = Ring<W_GROUPS, 1>;
@@ -375,6 +381,7 @@ __device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w
   mark(mark_at);
   x.wait(0);
   mark(mark_at + 1);
+  w.free_pending();
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
     if (i % AT_ONCE == 0) w.wait(0);
@@ -480,7 +487,7 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
     }
   }
   announce_warp(counter(flow, head < HEADS ? QUERIES + head : KEYS_VALUES));
-  w.free(1);
+  w.pending++;
 }
 
 // The rows of one head against one block of keys.
@@ -493,6 +500,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   w.wait(0);
   x.wait(0);
   mark(6);
+  w.free_pending();
   multiply_group<SLOT>(s, w.slot(), x, 0);
   multiply_wait<0>();
   w.next();
@@ -574,7 +582,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   }
   mark(34);
   w.next();
-  w.free(2);
+  w.free(2 + w.pending), w.pending = 0;
 }
 
 // Rows t, t + 16 and so on of head s; at most 32 parts.
@@ -701,7 +709,7 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
   }
   mark(60);
   announce_warp(counter(flow, HIDDEN + program / TILES));
-  w.free(1);
+  w.pending++;
 }
 
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
@@ -764,7 +772,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
   computing_sync();
   mark(at == 15 ? 51 : 55);
   if (thread == 0) announce(counter(flow, X + tile));
-  w.free(1);
+  w.pending++;
 }
 
 // The end of an Euler step (if there was one) and the beginning of the next: program = row.
