@@ -843,6 +843,10 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
 
 // ---- the warps ----------------------------------------------------------------------------------
 
+// From memory to L2.
+__device__ __forceinline__ void prefetch(const bf16 *from, u32 bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
   int p = blockIdx.x;
   u32 layers = 0;
@@ -855,7 +859,7 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
       if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-        int part = unit / HEADS;
+        int part = parts_of(layer) - 1 - unit / HEADS;
         if ((part + 1) * KEYS > layer.n_prefix) {  // the suffix's are among them
           await(counter(flow, KEYS_VALUES), 64 * layers);
           order_copies();
@@ -864,7 +868,14 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
         ring.bring<SOMETIMES, GROUP>(1, layer.values + part * 4 * CHUNK);
       }
       ring.bring<ONCE, GROUP>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
-      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK);
+      const bf16 *gate_up = layer.gate_up + p * D_GROUPS * 4 * CHUNK;
+      if (PREFETCH == 1) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
+      ring.bring<ONCE, GROUP>(1, gate_up);
+      if (PREFETCH == 2) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
+      if (PREFETCH == 3) prefetch(gate_up + 3 * 4 * CHUNK, GROUP), prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
+      ring.bring<ONCE, GROUP>(1, gate_up + 4 * CHUNK);
+      if (PREFETCH == 4) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
+      ring.bring<ONCE, GROUP>(D_GROUPS - 2, gate_up + 2 * 4 * CHUNK);
       ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK);
     }
 }
@@ -976,7 +987,7 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       mark(3);
       u32 round = step * layer.kinds + layer.of_kind + 1;  // of the parts of a layer with so many keys
 #pragma unroll 1
-      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, unit / HEADS, round, watched ? slot + 1 : 0, w, x);
+      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, parts - 1 - unit / HEADS, round, watched ? slot + 1 : 0, w, x);
       mark(7);
       join(flow, layer, round);
       mark(11);
