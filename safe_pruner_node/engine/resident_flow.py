@@ -39,7 +39,7 @@ COUNTERS = 17 + 3 * SHARES
 SHARED_BYTES = 231_936
 CAPABILITY = (9, 0)
 CLOCKS = False
-EXTRA: dict[str, int] = {"X_PIECES": 2, "PREFETCH": 0}
+EXTRA: dict[str, int] = {}
 
 _WEIGHTS = ("qkv", "o", "gate_up", "down")
 _MODULATION = (

@@ -6,26 +6,30 @@
 //   1 query/key/value   32 channels x all rows, K whole     80 programs; rotary embedding
 //   2 attention         rows of head s x 64 keys            8 * P programs, P blocks of keys
 //   3 join              the blocks' softmaxes made one      rows t, t + 16, .. of head s
-//   4 output            64 channels x all rows, K of head s, exchanged among the tile's 8 programs
+//   4 output            64 channels x all rows, K of head s; the tile's 8 programs exchange their parts
 //   5 gate/up           64 channels x all rows, K whole     GELU
 //   6 down              as 4, K of hidden channels s * M/8 and on
 //
-// Four warps compute (`wgmma`: weights are its A operand, the action rows its N). Beside them one warp
-// brings weights and the prefix's keys and values, through a ring in shared memory and as far ahead as
-// the ring allows, so that memory never idles; one brings what other programs have computed, as soon
-// as it is announced; two sum up the squares for the norms.
+// Four warps compute (`wgmma`, 64 rows at once, of which HORIZON are real). Beside them one warp brings
+// weights and the prefix's keys and values through a ring in shared memory, as far ahead as the ring
+// allows; one brings what other programs have computed, as soon as it is announced; two sum up the
+// squares for the norms.
 //
-// Who has written something adds 1 to a counter of those who read it; who reads waits for the sum. The
-// parts of a split product and of a softmax need none: the lowest bit of every word says in which round it
-// was written.
+// How programs wait for each other. Who has written something adds 1 to a counter of those who read it,
+// behind a fence, and who reads waits for the sum. Where that would cost most (the parts of a split product
+// and of a softmax) there is neither counter nor fence: the lowest bit of every word says in which round it
+// was written, and who reads looks until all words say so. It costs half of the numbers their last bit.
+// A fence waits for whatever is on its way from memory to this multiprocessor, so weights are asked for
+// behind an announcement where there is time, and behind the inputs of the next product.
+// Who waits for seconds ends the kernel with an error: better than a GPU that hangs.
 //
 // Everything an operand is read from lies as shared memory wants it ("images"): chunks of rows of 64
 // numbers, 128 bytes each, the eight 16-byte pieces of row r at piece ^ (r % 8).
 //
 // Norms as in kernels/modulated_pair.py: norm(x) @ W = r * ((x * (1 + s)) @ W) + b @ W.
 //
-// Compiled with WIDTH, MLP, HEADS, HEAD_DIM, DEPTH, STEPS, HORIZON, ACTION_DIM defined, behind
-// multiply_rows (ROWS = HORIZON in whole eights) and multiply_keys, which `compile.py` writes.
+// Compiled with WIDTH, MLP, HEADS, HEAD_DIM, DEPTH, STEPS, HORIZON, ACTION_DIM defined. Shapes: H rows
+// (HORIZON), D width, M MLP channels, h heads, d head_dim, A action_dim, N prefix keys of a layer, P blocks of keys.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -41,7 +45,7 @@ static_assert(HEADS == SHARES && HEAD_DIM == 256 && WIDTH == 64 * TILES && MLP =
 static_assert(HORIZON <= 64 && FIRST_QKV + QKV_TILES <= PROGRAMS && ACTION_DIM <= 32 && ACTION_DIM % 4 == 0, "sizes");
 
 // Shared memory: two rings of groups of four chunks.
-constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 4, X_GROUPS = 3;
+constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 4, X_GROUPS = 3, X_PIECES = 2;
 constexpr int X_AT = W_GROUPS * GROUP, SMALL_AT = X_AT + X_GROUPS * GROUP;
 constexpr int SCALES_AT = SMALL_AT + 384, SCRATCH_AT = SCALES_AT + 512;
 // + 640 of scratch, + 1024 to align: SHARED_BYTES of the launch
@@ -82,22 +86,9 @@ struct Flow {
   int watched[DEPTH];                                        // per layer its place, or -1
   int n_watched;                                             // layers
   float dt;
-  long long *clocks;                                         // [PROGRAMS, 64], or null
 };
 
 extern __shared__ unsigned char unaligned[];
-#ifdef CLOCKS
-__shared__ long long clocks_[64];
-__device__ __forceinline__ void mark(int i) {
-  if (threadIdx.x == 0) {
-    long long now = clock64();
-    clocks_[i] += now - clocks_[63];
-    clocks_[63] = now;
-  }
-}
-#else
-__device__ __forceinline__ void mark(int) {}
-#endif
 
 // ---- small things -------------------------------------------------------------------------------
 
@@ -139,11 +130,6 @@ __device__ __forceinline__ uint4 load16(const void *p) {
   asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
-__device__ __forceinline__ uint2 load8(const void *p) {
-  uint2 v;
-  asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-  return v;
-}
 __device__ __forceinline__ float4 load_float4(const float *p) {
   uint4 v = load16(p);
   return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
@@ -171,17 +157,28 @@ __device__ __forceinline__ float largest(float x) {
 }
 __device__ __forceinline__ int parts_of(const Layer &layer) { return (layer.n_prefix + HORIZON + KEYS - 1) / KEYS; }
 
+// Who has a tile of phase 1.
+__device__ __forceinline__ bool projects(int program) { return program >= FIRST_QKV && program < FIRST_QKV + QKV_TILES; }
+// Which block of keys; the suffix, whose keys come last, is for programs without phase 1.
+__device__ __forceinline__ int part_of(const Layer &layer, int unit) { return parts_of(layer) - 1 - unit / HEADS; }
+
 // ---- between programs ---------------------------------------------------------------------------
 
 // Counters, each in a line of its own: who adds, and how often per layer.
 enum Counter {
-  X = 0,                     // x is new, a tile's: SHARES after the output and the down projection, its rows per step
-  KEYS_VALUES = TILES,       // 16 tiles of 4 warps
-  QUERIES = KEYS_VALUES + 1, // of a head: 8 tiles of 4 warps
-  ATTENDED = QUERIES + HEADS,  // of a head: its rows
-  HIDDEN = ATTENDED + HEADS, // of a share: 16 programs
+  X = 0,                        // of a tile of x: SHARES after phases 4 and 6, and the rows of `advance` per step
+  KEYS_VALUES = TILES,          // of the suffix: 16 tiles, 4 warps each
+  QUERIES = KEYS_VALUES + 1,    // of a head: 8 tiles, 4 warps each
+  ATTENDED = QUERIES + HEADS,   // of a head: its rows
+  HIDDEN = ATTENDED + HEADS,    // of a share of K: 16 programs, 4 warps each
+  COUNTERS = HIDDEN + SHARES,
 };
 __device__ __forceinline__ u32 *counter(const Flow &flow, int which) { return flow.counters + which * 32; }
+
+// Waiting has an end: after so many looks, which take seconds.
+__device__ __forceinline__ void one_more(int &tries) {
+  if (++tries > (1 << 22)) asm volatile("trap;");
+}
 
 // By one thread, after whatever makes the others' writes come before it.
 __device__ __forceinline__ void announce(u32 *counter) {
@@ -191,28 +188,18 @@ __device__ __forceinline__ void await(u32 *counter, u32 target) {
   u32 seen;
   int tries = 0;
   do {
-#ifdef RELAXED
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-#else
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-#endif
-#ifdef SLEEP
-    __nanosleep(SLEEP);
-#endif
-    if (++tries > (1 << 24)) asm volatile("trap;");  // seconds: an error is better than a GPU that hangs
+    one_more(tries);
   } while ((int)(seen - target) < 0);
-#ifdef RELAXED
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-#endif
 }
-// All tiles of x, by a warp; a tile is the counter of programs t, t + TILES and so on for the rows of a step.
+// All tiles of x, by a whole warp, after `steps` times `advance`, whose row r counts for tile r % TILES.
 __device__ __forceinline__ void await_x(const Flow &flow, u32 per_tile, u32 steps) {
   int tile = threadIdx.x % 32;
   u32 target = per_tile + steps * ((HORIZON - tile + TILES - 1) / TILES), seen = target;
   int tries = 0;
   do {
     if (tile < TILES) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter(flow, X + tile)) : "memory");
-    if (++tries > (1 << 24)) asm volatile("trap;");
+    one_more(tries);
   } while (!__all_sync(~0u, (int)(seen - target) >= 0));
 }
 // Ordinary writes come before what the copy engine reads.
@@ -234,24 +221,15 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory");
 }
 
-// What is read once per step must not drive out of L2 what is written and read in every layer.
-enum Use { ONCE, SOMETIMES, OFTEN };
-template <Use USE>
-__device__ __forceinline__ void copy_only(u32 to, const void *from, u32 bytes, u32 barrier) {
-  u64 policy;
-  if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  else if (USE == SOMETIMES) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  else asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
-}
-
+// What is read once per step (weights) must not drive out of L2 what is read in every layer, or at least in
+// every step (keys and values).
+enum Use { ONCE, EVERY_STEP, EVERY_LAYER };
 template <Use USE>
 __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
   u64 policy;
   if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  else if (USE == SOMETIMES) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  else if (USE == EVERY_STEP) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   else asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
                "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
@@ -261,6 +239,8 @@ __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u
 template <int GROUPS, int PIECES>
 struct Ring {
   u32 slots, barriers, at = 0, parity = 0;
+  u32 oldest = 0;  // group that is not free yet
+  int pending = 0;  // groups that could be free
   __device__ __forceinline__ Ring(u32 slots, u32 barriers) : slots(slots), barriers(barriers) {}
   static constexpr int BARRIERS = GROUPS * (PIECES + 1);
   __device__ __forceinline__ u32 full(int piece) const { return barriers + (at * PIECES + piece) * 8; }
@@ -280,17 +260,6 @@ struct Ring {
     for (int i = 0; i < groups; i++) {
       const bf16 *group = from + i * (BYTES / 2);
       barrier_wait(empty(at), parity ^ 1);
-#ifdef PACE
-      if (PIECES == 1) {
-        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(full(0)), "r"(BYTES) : "memory");
-#pragma unroll 1
-        for (int n = 0; n < 4; n++) {
-          long long begin = clock64();
-          copy_only<USE>(slot() + n * (BYTES / 4), group + n * (BYTES / 8), BYTES / 4, full(0));
-          while (clock64() - begin < PACE);
-        }
-      } else
-#endif
 #pragma unroll
       for (int n = 0; n < PIECES; n++)
         copy_bulk<USE>(slot() + n * (BYTES / PIECES), group + n * (BYTES / 2 / PIECES), BYTES / PIECES, full(n));
@@ -299,15 +268,13 @@ struct Ring {
   }
   __device__ __forceinline__ void wait(int piece) const { barrier_wait(full(piece), parity); }
   // By every warp that computes: the oldest groups that it still holds are free.
-  u32 oldest = 0;
-  int pending = 0;
   __device__ __forceinline__ void free(int groups) {
     for (; groups > 0; groups--) {
       if (threadIdx.x % 32 == 0) barrier_arrive(empty(oldest));
       if (++oldest == GROUPS) oldest = 0;
     }
   }
-  // Later, when something else has gone first.
+  // Now that the inputs of the next product, which are awaited, do not queue behind new weights.
   __device__ __forceinline__ void free_pending() {
     free(pending);
     pending = 0;
@@ -372,15 +339,13 @@ __device__ __forceinline__ void multiply_group(float (&c)[SUMS], u32 b_at, Input
   }
   multiply_commit();
 }
-// c = inputs @ weights.T over so many groups of inputs. What it has read of the weights' ring but for the last
-// group's is free; that is for the caller, after its announcement: what is on its way from memory holds up a fence.
+// c = inputs @ weights.T over so many groups of inputs. The last group of weights is not freed: what would come in
+// its place would hold up the fence of the next announcement. The caller makes it pending behind that.
 template <int SUMS>
-__device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w, Inputs &x, int mark_at = 60) {
+__device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w, Inputs &x) {
   constexpr int AT_ONCE = 32 / SUMS;  // groups of inputs to a group of weights
   w.wait(0);
-  mark(mark_at);
   x.wait(0);
-  mark(mark_at + 1);
   w.free_pending();
 #pragma unroll 1
   for (int i = 0; i < groups; i++) {
@@ -405,7 +370,7 @@ __device__ __forceinline__ void announce_warp(u32 *counter) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) announce(counter);
 }
-// Words that say in which round they were written: who waits for them needs no counter, and no fence.
+// Words that say in which round they were written: each is valid by itself, whatever the others are.
 __device__ __forceinline__ u32 marked(u32 word, u32 round) { return (word & ~1u) | (round & 1); }
 __device__ __forceinline__ bool is_marked(u32 word, u32 round) { return ((word ^ round) & 1) == 0; }
 __device__ __forceinline__ bool is_marked(uint2 v, u32 round) { return (((v.x ^ round) | (v.y ^ round)) & 1) == 0; }
@@ -435,10 +400,6 @@ __device__ __forceinline__ u32 look4(const void *p) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
-__device__ __forceinline__ void one_more(int &tries) {
-  if (++tries > (1 << 22)) asm volatile("trap;");  // seconds: an error is better than a GPU that hangs
-}
-
 // Of 8 numbers beginning with channel 8 * piece of a row: where in a chunk they lie.
 __device__ __forceinline__ int swizzled(int row, int piece) { return row * 64 + (piece ^ row % 8) * 8; }
 
@@ -464,8 +425,7 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
     }
   }
   float c[16];
-  product(c, D_GROUPS, w, x, 40);
-  mark(2);
+  product(c, D_GROUPS, w, x);
   barrier_wait(scale_ready, scale_parity);
   scale_parity ^= 1;
 #pragma unroll
@@ -491,7 +451,9 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
 }
 
 // The rows of one head against one block of keys.
-__device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int head, int part, u32 round, u32 watched_round, Weights &w, Inputs &x) {
+// Its probabilities are written, as round watched_round, where that is not 0.
+__device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int head, int part, u32 round, u32 watched_round,
+                                       Weights &w, Inputs &x) {
   constexpr float SCALE = 1.4426950408889634f / 16.f;  // log2(e) / sqrt(256)
   int thread = this_thread(), warp = thread / 32, lane = thread % 32, t = lane % 4, row = warp * 16 + lane / 4;
   int n_read = layer.n_prefix, n_keys = layer.n_prefix + HORIZON;
@@ -499,14 +461,12 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   float s[32];
   w.wait(0);
   x.wait(0);
-  mark(6);
   w.free_pending();
   multiply_group<SLOT>(s, w.slot(), x, 0);
   multiply_wait<0>();
   w.next();
   x.next();
   x.free(1);
-  mark(37);
   if (part * KEYS + KEYS > n_read) {
 #pragma unroll
     for (int i = 0; i < 32; i++) {
@@ -539,7 +499,6 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
     total[h] += __shfl_xor_sync(~0u, total[h], 2);
   }
   float share[2] = {total[0] > 0.f ? 1.f / total[0] : 0.f, total[1] > 0.f ? 1.f / total[1] : 0.f};
-  mark(33);
   if (watched_round && part * KEYS < flow.n_visual) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -580,7 +539,6 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
     float all = t ? total[1] : total[0], most = t ? top[1] : top[0];
     store_marked(layer.lse + (part * HEADS + head) * HORIZON + row + 8 * t, __float_as_uint(all > 0.f ? most + log2f(all) : -1e30f), round);
   }
-  mark(34);
   w.next();
   w.free(2 + w.pending), w.pending = 0;
 }
@@ -620,7 +578,6 @@ __device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 r
       for (int p = 0; p < AT_ONCE; p++) all = all && is_marked(v[p], round);
       one_more(tries);
     } while (!__all_sync(~0u, all));
-    mark(10);
     if (start == 0) {
       weight = exp2_fast(lse - largest(lse));
       weight /= sum(weight);
@@ -635,14 +592,12 @@ __device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 r
   bf16 *to = flow.attended + (head * 4 + chunk) * X_CHUNK + t * 2;
 #pragma unroll
   for (int j = 0; j < 4; j++) *(u32 *)(to + swizzled(row, half * 4 + j)) = pack(out[2 * j], out[2 * j + 1]);
-  mark(56);
   announce_warp(counter(flow, ATTENDED + head));
 }
 
 // Shares of the visual tokens, summed over this program's rows.
 __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &layer, int slot) {
-  int thread = this_thread();
-  int program = this_program();
+  int thread = this_thread(), program = this_program();
   int parts = parts_of(layer), warp = thread / 32, lane = thread % 32, head = program % SHARES;
   float *weights = (float *)(shared_memory() + SCRATCH_AT);  // [4, 32]: of each part in this program's rows
   int row = program / SHARES + warp * TILES;
@@ -668,7 +623,7 @@ __device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &laye
     }
     to[key] = total;
   }
-  computing_sync();  // the stage is free again
+  computing_sync();  // the scratch is free again
 }
 
 // 64 columns: gate of 32 channels, and up.
@@ -683,11 +638,9 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
     bias_up[j] = *(const float2 *)(bias + MLP + program * 32 + 8 * j + pair);
   }
   float c[32];
-  product(c, D_GROUPS, w, x, 42);
-  mark(21);
+  product(c, D_GROUPS, w, x);
   barrier_wait(scale_ready, scale_parity);
   scale_parity ^= 1;
-  mark(59);
   bf16 *to = flow.hidden + program / 2 * X_CHUNK + pair;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -707,7 +660,6 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
       *(u32 *)(to + swizzled(r, program % 2 * 4 + j)) = pack(y[0], y[1]);
     }
   }
-  mark(60);
   announce_warp(counter(flow, HIDDEN + program / TILES));
   w.pending++;
 }
@@ -715,7 +667,7 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
 // 8 * s and on of its tile are its own, all the flow long: a lane has two of a row, and of row + 8.
 __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exchange, const float *gate, const float *scale, Weights &w,
-                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 round, int at) {
+                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 round) {
   constexpr int PIECE = 512;  // numbers from one program to another: 128 threads, 4 each
   int thread = this_thread(), program = this_program(), tile = program / SHARES, me = program % SHARES;
   int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2, channel = tile * 64 + me * 8 + pair;
@@ -728,17 +680,14 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
         own[2 * h] = v.x, own[2 * h + 1] = v.y;
       }
   float c[32];
-  product(c, groups, w, x, at == 15 ? 44 : 46);
-  mark(at);
-  bf16 *to = exchange + (tile * SHARES * SHARES + me) * PIECE + thread * 4;
-  if (row < HORIZON)
+  product(c, groups, w, x);
+  float total[4] = {0.f, 0.f, 0.f, 0.f};
+  if (row < HORIZON) {
+    bf16 *to = exchange + (tile * SHARES * SHARES + me) * PIECE + thread * 4;
 #pragma unroll
     for (int j = 0; j < SHARES; j++)
       store_marked(to + j * SHARES * PIECE, pack(c[4 * j], c[4 * j + 1]), pack(c[4 * j + 2], c[4 * j + 3]), round);
-  mark(at == 15 ? 48 : 52);
-  const bf16 *from = exchange + (tile * SHARES + me) * SHARES * PIECE + thread * 4;
-  float total[4] = {0.f, 0.f, 0.f, 0.f};
-  if (row < HORIZON) {
+    const bf16 *from = exchange + (tile * SHARES + me) * SHARES * PIECE + thread * 4;
     uint2 v[SHARES];
     bool all;
     int tries = 0;
@@ -753,7 +702,6 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
 #pragma unroll
     for (int i = 0; i < SHARES; i++) total[0] += low(v[i].x), total[1] += high(v[i].x), total[2] += low(v[i].y), total[3] += high(v[i].y);
   }
-  mark(at == 15 ? 49 : 53);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     int r = row + 8 * h;
@@ -768,9 +716,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
       if (pair == 0) flow.squares[program * 64 + r] = square;
     }
   }
-  mark(at == 15 ? 50 : 54);
   computing_sync();
-  mark(at == 15 ? 51 : 55);
   if (thread == 0) announce(counter(flow, X + tile));
   w.pending++;
 }
@@ -792,7 +738,7 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
       y[i][0] = round_bf16(x.x * r * s.x + b.x);
       y[i][1] = round_bf16(x.y * r * s.y + b.y);
     }
-#pragma unroll 1
+#pragma unroll 4
     for (int a = warp; a < ACTION_DIM; a += COMPUTING / 32) {
       float v = 0.f;
 #pragma unroll
@@ -814,7 +760,7 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
   computing_sync();
   const float *scale = flow.attention_scale + (long long)step * DEPTH * WIDTH;
   float square = 0.f;
-#pragma unroll 1
+#pragma unroll 2
   for (int k = threadIdx.x * 2; k < WIDTH; k += COMPUTING * 2) {
     float x[2];
 #pragma unroll
@@ -843,10 +789,6 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
 
 // ---- the warps ----------------------------------------------------------------------------------
 
-// From memory to L2.
-__device__ __forceinline__ void prefetch(const bf16 *from, u32 bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
   int p = blockIdx.x;
   u32 layers = 0;
@@ -856,26 +798,19 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
+      if (projects(p)) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-        int part = parts_of(layer) - 1 - unit / HEADS;
+        int part = part_of(layer, unit);
         if ((part + 1) * KEYS > layer.n_prefix) {  // the suffix's are among them
           await(counter(flow, KEYS_VALUES), 64 * layers);
           order_copies();
         }
-        ring.bring<SOMETIMES, GROUP>(1, layer.keys + part * 4 * CHUNK);
-        ring.bring<SOMETIMES, GROUP>(1, layer.values + part * 4 * CHUNK);
+        ring.bring<EVERY_STEP, GROUP>(1, layer.keys + part * 4 * CHUNK);
+        ring.bring<EVERY_STEP, GROUP>(1, layer.values + part * 4 * CHUNK);
       }
       ring.bring<ONCE, GROUP>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
-      const bf16 *gate_up = layer.gate_up + p * D_GROUPS * 4 * CHUNK;
-      if (PREFETCH == 1) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
-      ring.bring<ONCE, GROUP>(1, gate_up);
-      if (PREFETCH == 2) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
-      if (PREFETCH == 3) prefetch(gate_up + 3 * 4 * CHUNK, GROUP), prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
-      ring.bring<ONCE, GROUP>(1, gate_up + 4 * CHUNK);
-      if (PREFETCH == 4) prefetch(layer.down + p * DOWN_GROUPS * 4 * CHUNK, DOWN_GROUPS * GROUP);
-      ring.bring<ONCE, GROUP>(D_GROUPS - 2, gate_up + 2 * 4 * CHUNK);
+      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK);
       ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK);
     }
 }
@@ -883,19 +818,19 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
 // By a whole warp, of which one lane does it.
 __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring, u32 x_seen) {
   int p = blockIdx.x, share = p % SHARES;
-  bool leads = threadIdx.x % 32 == 0, projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
+  bool leads = threadIdx.x % 32 == 0;
   u32 layers = 0;
 #pragma unroll 1
   for (int step = 0; step < STEPS; step++) {
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
-      if (projects) {
+      if (projects(p)) {
         await_x(flow, 2 * SHARES * layers, step + 1);
         if (leads) {
           barrier_arrive(x_seen);
           order_copies();
-          ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
+          ring.bring<EVERY_LAYER, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
         }
       }
       layers++;
@@ -904,21 +839,21 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring, u32 
         for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
           await(counter(flow, QUERIES + share), 32 * layers);
           order_copies();
-          ring.bring<OFTEN, GROUP>(1, flow.queries + share * 4 * CHUNK);
+          ring.bring<EVERY_LAYER, GROUP>(1, flow.queries + share * 4 * CHUNK);
         }
         await(counter(flow, ATTENDED + share), HORIZON * layers);
         order_copies();
-        ring.bring<OFTEN, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
+        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
       }
       __syncwarp();
       await_x(flow, 2 * SHARES * layers - SHARES, step + 1);
       if (leads) {
         barrier_arrive(x_seen);
         order_copies();
-        ring.bring<OFTEN, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
+        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
         await(counter(flow, HIDDEN + share), 4 * TILES * layers);
         order_copies();
-        ring.bring<OFTEN, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
+        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
       }
       __syncwarp();
     }
@@ -929,7 +864,7 @@ __device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring, u32 
 __device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u32 x_seen, u32 ready) {
   int i = threadIdx.x % 64, warp = i / 32, lane = i % 32;
   float *others = row_scale + 64;  // [64], of the second warp
-  int times = STEPS * DEPTH * (blockIdx.x >= FIRST_QKV && blockIdx.x < FIRST_QKV + QKV_TILES ? 2 : 1);
+  int times = STEPS * DEPTH * (projects(blockIdx.x) ? 2 : 1);
 #pragma unroll 1
   for (int time = 0; time < times; time++) {
     barrier_wait(x_seen, time & 1);
@@ -963,7 +898,6 @@ __device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u
 __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, const float *row_scale, u32 scale_ready) {
   constexpr int EXCHANGE = PROGRAMS * SHARES * 512;
   int p = blockIdx.x, head = p % SHARES;
-  bool projects = p >= FIRST_QKV && p < FIRST_QKV + QKV_TILES;
   u32 scale_parity = 0;
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
@@ -974,7 +908,6 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       advance(flow, step);
     }
     if (step == STEPS) return;
-    mark(38);
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
@@ -982,25 +915,19 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       bool last = number == DEPTH - 1, more = at + 1 < STEPS * DEPTH;
       bool watched = flow.saliency && flow.watched[number] >= 0 && step >= flow.first_watched && step <= flow.last_watched;
       int slot = (step - flow.first_watched) * flow.n_watched + flow.watched[number];
-      mark(0);
-      if (projects) query_key_value(flow, layer, flow.qkv_bias + (long long)at * QKV, w, x, row_scale, scale_ready, scale_parity);
-      mark(3);
+      if (projects(p)) query_key_value(flow, layer, flow.qkv_bias + (long long)at * QKV, w, x, row_scale, scale_ready, scale_parity);
       u32 round = step * layer.kinds + layer.of_kind + 1;  // of the parts of a layer with so many keys
 #pragma unroll 1
-      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS) attend(flow, layer, head, parts - 1 - unit / HEADS, round, watched ? slot + 1 : 0, w, x);
-      mark(7);
+      for (int unit = p; unit < parts * HEADS; unit += PROGRAMS)
+        attend(flow, layer, head, part_of(layer, unit), round, watched ? slot + 1 : 0, w, x);
       join(flow, layer, round);
-      mark(11);
       if (watched) add_saliency(flow, layer, slot);
-      residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH, w, x,
-                            own, number == 0, false, at + 1, 15);
-      mark(16);
+      residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH,
+               w, x, own, number == 0, false, at + 1);
       gate_up(flow, flow.gate_up_bias + (long long)at * 2 * MLP, w, x, row_scale, scale_ready, scale_parity);
-      mark(22);
       // The scale of the next layer's norm; after the last layer nobody reads the product.
       residual(flow, DOWN_GROUPS, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
-                            flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1, 27);
-      mark(29);
+               flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1);
     }
   }
 }
@@ -1012,9 +939,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   Inputs x(base + X_AT, w.barriers + Weights::BARRIERS * 8);
   u32 scale_ready = x.barriers + Inputs::BARRIERS * 8, x_seen = scale_ready + 8;
   float *row_scale = (float *)(memory + SCALES_AT);  // [2, 64]
-#ifdef CLOCKS
-  if (threadIdx.x < 64) clocks_[threadIdx.x] = threadIdx.x == 63 ? clock64() : 0;
-#endif
   if (threadIdx.x == 0) {
     w.init();
     x.init();
@@ -1026,11 +950,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   __syncthreads();
   int warp = threadIdx.x / 32;
   if (warp < 4) compute(flow, w, x, row_scale, scale_ready);
-  else if (warp == 4) { if (threadIdx.x % 32 == 0) bring_weights(flow, w); }
+  else if (warp == 4 && threadIdx.x % 32 == 0) bring_weights(flow, w);
+  else if (warp == 4) return;
   else if (warp == 5) bring_inputs(flow, x, x_seen);
   else scale_rows(flow, row_scale, x_seen, scale_ready);
-#ifdef CLOCKS
-  __syncthreads();
-  if (threadIdx.x < 64) flow.clocks[blockIdx.x * 64 + threadIdx.x] = clocks_[threadIdx.x];
-#endif
 }
