@@ -11,7 +11,7 @@ from safe_pruner_node.engine.prompt import Prompt
 print(torch.cuda.get_device_name())
 policy = bf16_copy(random_expert(expert_of_pi05(), "cuda"))
 NAMES = {0:"top",40:"Q w",41:"Q x",2:"Q loop",3:"Q end",6:"A first",36:"A all S",37:"A S done",33:"A softmax",39:"A values",34:"A smem",35:"A stage",7:"A end",10:"J wait",56:"J joined",11:"J announce",44:"O w",45:"O x",15:"O loop",48:"O write",57:"O arrive",49:"O await",50:"O own",51:"O scaled",16:"O announce",42:"G w",43:"G x",21:"G loop",59:"G scale",60:"G gelu",22:"G end",46:"D w",47:"D x",27:"D loop",52:"D write",58:"D arrive",53:"D await",54:"D own",55:"D scaled",29:"D announce",38:"advance"}
-VARIANTS = [{"X_PIECES": 2, "PREFETCH": 0}]
+VARIANTS = [{}]
 def persist(mib):
     from cuda.bindings import driver
     print("persisting L2", mib, driver.cuCtxSetLimit(driver.CUlimit.CU_LIMIT_PERSISTING_L2_CACHE_SIZE, mib << 20), driver.cuCtxGetLimit(driver.CUlimit.CU_LIMIT_PERSISTING_L2_CACHE_SIZE))
@@ -62,10 +62,6 @@ if "check" in sys.argv:
 for mib in (0,):
   for extra in VARIANTS:
     rf.EXTRA = extra
-    for which in ({},):
+    for which in ({}, {"pruned": True}, {"deep": True}, {"horizon": 10}):
         print(extra, which, "p50 %.3f p99 %.3f" % milliseconds(policy, **which), flush=True)
 
-rf.CLOCKS = True
-rf.EXTRA = {"X_PIECES": 2, "CLOCKS": 1, "PREFETCH": 0}
-if "pruned" in sys.argv: clocks(True)
-clocks(False)
