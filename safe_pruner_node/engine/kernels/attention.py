@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+
 ROWS, KEYS = 64, 64
 """Query rows per program, and keys per step."""
 
@@ -28,6 +30,8 @@ def attention(
     values: Tensor,
     valid_text: Tensor | None = None,
     n_text: int = 0,
+    *,
+    dependent: bool = False,
 ) -> Tensor:
     """Softmax attention; the channels of one head are adjacent, other strides are free.
 
@@ -38,6 +42,7 @@ def attention(
         valid_text: How many of the last `n_text` keys are attended, [] int64, on the device;
             None: all.
         n_text: Keys that may be padding at their end; only with `valid_text`.
+        dependent: Programmatic dependent launch.
 
     Returns:
         [B, N, g, r, d], contiguous.
@@ -78,6 +83,8 @@ def attention(
         KEYS=KEYS,
         num_stages=2,
         num_warps=4,
+        PDL=dependent,
+        **({"launch_pdl": True} if dependent else {}),
     )
     return out
 
@@ -116,6 +123,7 @@ def _attention(
     MASKED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     batch = tl.program_id(1) // KV_HEADS
     head = tl.program_id(1) % KV_HEADS
@@ -126,8 +134,10 @@ def _attention(
     rest = MAJOR + tl.arange(0, MINOR if MINOR > 0 else 16)[None]
     key = tl.arange(0, KEYS)
 
-    source = query + batch * q_batch + head * Q_HEAD
-    source = source + token[:, None] * q_token + (row % SHARED)[:, None] * Q_SHARED
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
+    source = query + batch * q_batch + head * Q_HEAD + token[:, None] * q_token
+    source += (row % SHARED)[:, None] * Q_SHARED
     k_source = keys + batch * k_batch + head * K_HEAD
     v_source = values + batch * v_batch + head * V_HEAD
     q = tl.load(source + channel, inside & (channel < DIM), 0.0)  # [ROWS, MAJOR]
@@ -161,13 +171,11 @@ def _attention(
         total = tl.dot(part, v, total * shrink[:, None], input_precision="ieee")
         if MINOR:
             v_rest = tl.load(v_row + rest, attended[:, None] & (rest < DIM), 0.0)
-            total_rest *= shrink[:, None]
-            total_rest = tl.dot(part, v_rest, total_rest, input_precision="ieee")
+            total_rest = tl.dot(part, v_rest, total_rest * shrink[:, None], input_precision="ieee")
 
-    target = out + batch.to(tl.int64) * n_rows * KV_HEADS * DIM + head * SHARED * DIM
-    target = target + (token * KV_HEADS * SHARED + row % SHARED)[:, None] * DIM
-    dtype = out.dtype.element_ty
+    place = (token * KV_HEADS + head) * SHARED + row % SHARED  # head and token, [ROWS]
+    target = out + batch.to(tl.int64) * n_rows * KV_HEADS * DIM + place[:, None] * DIM
     share = 1.0 / weight[:, None]
-    tl.store(target + channel, (total * share).to(dtype), inside & (channel < DIM))
+    tl.store(target + channel, (total * share).to(q.dtype), inside & (channel < DIM))
     if MINOR:
-        tl.store(target + rest, (total_rest * share).to(dtype), inside & (rest < DIM))
+        tl.store(target + rest, (total_rest * share).to(q.dtype), inside & (rest < DIM))

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+
 EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
 
@@ -31,34 +33,42 @@ class Residual:
     bias: Tensor | None = None
 
 
-def rms_norm(residual: Residual, weight: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm(
+    residual: Residual, weight: Tensor, *, dependent: bool = False
+) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm times (1 + weight).
 
     Args:
         residual: What to norm.
         weight: [D]; fp32 in openpi's mixed precision.
+        dependent: Programmatic dependent launch.
 
     Returns:
         The complete rows, and the normed ones: [N, D] each, in the type of x.
     """
-    return _norm(residual, weight, None)
+    return _norm(residual, weight, None, dependent)
 
 
-def layer_norm(residual: Residual, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def layer_norm(
+    residual: Residual, weight: Tensor, bias: Tensor, *, dependent: bool = False
+) -> tuple[Tensor, Tensor]:
     """Layer norm.
 
     Args:
         residual: What to norm.
         weight: [D].
         bias: [D].
+        dependent: Programmatic dependent launch.
 
     Returns:
         The complete rows, and the normed ones: [N, D] each, in the type of x.
     """
-    return _norm(residual, weight, bias)
+    return _norm(residual, weight, bias, dependent)
 
 
-def _norm(residual: Residual, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _norm(
+    residual: Residual, weight: Tensor, bias: Tensor | None, dependent: bool
+) -> tuple[Tensor, Tensor]:
     """Layer norm, or without a bias RMSNorm."""
     x, terms = residual.x, residual.terms
     rows, width = x.shape
@@ -79,6 +89,8 @@ def _norm(residual: Residual, weight: Tensor, bias: Tensor | None) -> tuple[Tens
         TERMS=0 if terms is None else len(terms),
         ADDS_BIAS=residual.bias is not None,
         CENTRED=bias is not None,
+        PDL=dependent,
+        **({"launch_pdl": True} if dependent else {}),
     )
     return complete, y
 
@@ -99,11 +111,15 @@ def _norm_rows(
     TERMS: tl.constexpr,
     ADDS_BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     at = row * WIDTH + column
+    scale = tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     value = tl.load(x + at, inside, 0.0).to(tl.float32)  # [D]
     if TERMS > 0:
         for i in tl.static_range(TERMS):
@@ -113,7 +129,6 @@ def _norm_rows(
         rounded = value.to(x.dtype.element_ty)
         tl.store(complete + at, rounded, inside)
         value = rounded.to(tl.float32)
-    scale = tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
     if CENTRED:
         value = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)
     else:

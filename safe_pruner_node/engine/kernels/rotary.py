@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.pi05.model import KeyValue, Rope
 
 ROWS = 16
@@ -29,7 +30,13 @@ def rotate_queries(projected: Tensor, rope: Rope, positions: Tensor, out: Tensor
 
 
 def rotate_split(
-    projected: Tensor, rope: Rope, positions: Tensor, heads: int, kv_heads: int
+    projected: Tensor,
+    rope: Rope,
+    positions: Tensor,
+    heads: int,
+    kv_heads: int,
+    *,
+    dependent: bool = False,
 ) -> tuple[Tensor, KeyValue]:
     """Rotate queries and keys of a packed projection, and take it apart.
 
@@ -39,6 +46,7 @@ def rotate_split(
         positions: Position of each row, [N] int64.
         heads: h; 0 where there are only keys and values.
         kv_heads: g.
+        dependent: Programmatic dependent launch.
 
     Returns:
         Queries [N, h, d]; keys and values, [1, g, N, d] each. All contiguous.
@@ -47,7 +55,7 @@ def rotate_split(
     dim = columns // (heads + 2 * kv_heads)
     query = projected.new_empty(rows, heads, dim)  # [N, h, d]
     keys, values = projected.new_empty(2, 1, kv_heads, rows, dim).unbind(0)  # [1, g, N, d]
-    _launch(projected, rope, positions, query, (keys, values), heads, kv_heads, dim)
+    _launch(projected, rope, positions, query, (keys, values), heads, kv_heads, dim, dependent)
     return query, (keys, values)
 
 
@@ -60,6 +68,7 @@ def _launch(
     heads: int,
     kv_heads: int,
     dim: int,
+    dependent: bool = False,
 ) -> None:
     rows = len(projected)
     keys, values = (query, query) if cache is None else cache
@@ -77,6 +86,8 @@ def _launch(
         DIM=dim,
         HALF=triton.next_power_of_2(dim // 2),
         ROWS=ROWS,
+        PDL=dependent,
+        **({"launch_pdl": True} if dependent else {}),
     )
 
 
@@ -96,12 +107,15 @@ def _rotate_split(
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     head = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, HALF)
     inside = (row < rows)[:, None] & (channel < DIM // 2)[None]
     source = projected + row[:, None] * stride + head * DIM + channel[None]
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     first = tl.load(source, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
     second = tl.load(source + DIM // 2, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
     if head < HEADS + KV_HEADS:  # values are not rotated
