@@ -102,7 +102,7 @@ def bf16_copy(model):
 
 def check_full_size(device="cuda"):
     """Errors against fp32, beside those of plain bf16, and the saliency's."""
-    torch.backends.cuda.matmul.allow_tf32 = False
+    watch = DeepSettings((0, 16, 17), 768, "visual", "mean")
     for seed, horizon, n_text, slots, pruned in (
         (0, 50, 120, 128, False),
         (1, 50, 128, 128, True),
@@ -110,38 +110,62 @@ def check_full_size(device="cuda"):
         (3, 64, 200, 224, False),
         (4, 100, 20, 32, True),
     ):
-        config = replace(expert_of_pi05(), horizon=horizon)
-        exact = random_expert(config, device, seed)
-        half = bf16_copy(exact)
-        n_visual = 768
-        late = 192 if pruned else n_visual
-        lengths = [n_visual + slots] * 3 + [late + slots] * 15
-        cache = random_cache(config, lengths, device, seed=seed)
-        for pair in cache:
-            for tensor in pair:
-                tensor[:, :, tensor.shape[2] - (slots - n_text) :] = 1e4
-        half_cache = [tuple(t.bfloat16() for t in pair) for pair in cache]
-        exact_cache = [tuple(t.float() for t in pair) for pair in half_cache]
-        random = torch.Generator(device).manual_seed(seed)
-        noise = torch.randn(1, horizon, 32, device=device, generator=random)
-        deep = None if pruned else DeepSettings((0, 16, 17), n_visual, "visual", "mean")
-        schedules = {model: FlowSchedule(model, 10) for model in (exact, half)}
-        with torch.inference_mode():
-            a, s = plain(exact, schedules[exact], n_visual, deep, exact_cache, noise, n_text, slots)
-            b, t = plain(half, schedules[half], n_visual, deep, half_cache, noise, n_text, slots)
-            valid = None if n_text == slots else torch.tensor(n_text, device=device)
-            prompt = Prompt(torch.zeros(1, slots, dtype=torch.long, device=device), valid)
-            flow = FusedFlow(half)
-            arguments = (schedules[half], n_visual, deep, half_cache, noise, None, prompt)
-            c, u = flow.denoise(*arguments)
-            again, _ = flow.denoise(*arguments)
-        line = f"H {horizon}, {n_text}/{slots} text, {'pruned' if pruned else 'full'}:"
-        line += f" plain bf16 off by {off(b, a):.2e}, fused {off(c, a):.2e}"
-        if deep is not None:
-            line += f"; saliency {off(t, s):.2e}, fused {off(u, s):.2e}"
-        line += f"; moved {float((a - noise).norm() / noise.norm()):.2f} of the noise"
-        line += "" if torch.equal(c, again) else "; NOT THE SAME TWICE"
-        print(line, flush=True)
+        deep = None if pruned else watch
+        compare(FusedFlow, seed, horizon, n_text, slots, pruned=pruned, deep=deep, device=device)
+
+
+def compare(
+    make_flow, seed, horizon, n_text, slots, *, pruned, deep, steps=10, n_visual=768, device="cuda"
+):
+    """A flow of full size against fp32, beside plain bf16, in a line of its own.
+
+    Args:
+        make_flow: Of a model in bf16: what has `denoise`, as `stages.denoise` is.
+        seed: Of weights, cache and noise.
+        horizon: Action rows.
+        n_text: Tokens of the prompt.
+        slots: The same with padding, which holds what nobody may read.
+        pruned: Three quarters of the visual tokens are gone from layer 3 on.
+        deep: What to watch; None: nothing.
+        steps: Euler steps.
+        n_visual: Visual tokens.
+        device: Where.
+
+    Returns:
+        Actions of fp32, plain bf16, the flow and the flow again; saliency of the first three.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config = replace(expert_of_pi05(), horizon=horizon)
+    exact = random_expert(config, device, seed)
+    half = bf16_copy(exact)
+    late = n_visual // 4 if pruned else n_visual
+    lengths = [n_visual + slots] * 3 + [late + slots] * 15
+    cache = random_cache(config, lengths, device, seed=seed)
+    for pair in cache:
+        for tensor in pair:
+            tensor[:, :, tensor.shape[2] - (slots - n_text) :] = 1e4
+    half_cache = [tuple(t.bfloat16() for t in pair) for pair in cache]
+    exact_cache = [tuple(t.float() for t in pair) for pair in half_cache]
+    random = torch.Generator(device).manual_seed(seed)
+    noise = torch.randn(1, horizon, 32, device=device, generator=random)
+    schedules = {model: FlowSchedule(model, steps) for model in (exact, half)}
+    with torch.inference_mode():
+        a, s = plain(exact, schedules[exact], n_visual, deep, exact_cache, noise, n_text, slots)
+        b, t = plain(half, schedules[half], n_visual, deep, half_cache, noise, n_text, slots)
+        valid = None if n_text == slots else torch.tensor(n_text, device=device)
+        prompt = Prompt(torch.zeros(1, slots, dtype=torch.long, device=device), valid)
+        flow = make_flow(half)
+        arguments = (schedules[half], n_visual, deep, half_cache, noise, None, prompt)
+        c, u = flow.denoise(*arguments)
+        again, _ = flow.denoise(*arguments)
+    line = f"H {horizon}, {n_text}/{slots} text, {'pruned' if pruned else 'full'}:"
+    line += f" plain bf16 off by {off(b, a):.2e}, {type(flow).__name__} {off(c, a):.2e}"
+    if deep is not None:
+        line += f"; saliency {off(t, s):.2e}, {type(flow).__name__} {off(u, s):.2e}"
+    line += f"; moved {float((a - noise).norm() / noise.norm()):.2f} of the noise"
+    line += "" if torch.equal(c, again) else "; NOT THE SAME TWICE"
+    print(line, flush=True)
+    return (a, b, c, again), (s, t, u)
 
 
 class Timed:

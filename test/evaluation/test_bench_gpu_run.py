@@ -78,6 +78,13 @@ def test_latency_rows_are_of_the_steps_they_say(tmp_path):
         assert groups["vision"] + groups["prefill"] + groups["denoise"] <= row["wall_ms"]["p99"]
 
 
+def test_of_the_compiled_path_only_what_the_bars_compare_with_is_timed(tmp_path):
+    runner = GraphRunner(CPU)
+    runner.path = "compiled"  # compiling for a CPU would say nothing more about the rows
+    (*_, data) = latency(make_bench(tmp_path, runner))
+    assert [row["mode"] for row in data["rows"]] == ["full", "pruned 0.75"]
+
+
 def run_of(out, minutes=5.0, size="small", sections=ALL_SECTIONS):
     end_s = time.time() + 60 * minutes
     return Run(("eager", "graphs"), size, "cpu", out, end_s, True, sections, ())
