@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.progress import track
 
 from safe_pruner_node.demonstrations.dataset import Dataset, open_dataset
 from safe_pruner_node.demonstrations.features import camera_feature
-from safe_pruner_node.engine.build import check_fp8, load_policy, policy_engine
+from safe_pruner_node.engine.build import check_fp8, choose_device, load_policy, policy_engine
 from safe_pruner_node.engine.fp8 import quantise, watch_inputs
 from safe_pruner_node.engine.fp8_calibration import LEAST_COSINE, Calibration
 from safe_pruner_node.engine.settings import EngineSettings
@@ -84,6 +85,7 @@ def run(options: CalibrateFp8Options) -> tuple[Calibration, Path]:
         ConfigError: Checkpoint, data set and robot do not fit each other, or there is no GPU that
             multiplies FP8.
     """
+    check_fp8(choose_device("auto"))  # before anything that takes long
     robot = load_robot_config(options.robot_config or resource("config/astribot_s1.yaml"))
     dataset = open_dataset(options.dataset)
     dataset.check_robot(robot)
@@ -99,7 +101,6 @@ def run(options: CalibrateFp8Options) -> tuple[Calibration, Path]:
     )
     measured, tested = halves(dataset, robot, options.inputs, options.tested)
     checkpoint, tokenizer = load_policy(settings)
-    check_fp8(checkpoint.model.device)
     calibration = calibrate(checkpoint, tokenizer, settings, measured, tested)
     return calibration, calibration.write(options.checkpoint)
 
@@ -132,7 +133,8 @@ def _observations(
 ) -> Iterator[PolicyInput]:
     """So many of these episodes' frames, evenly spaced."""
     frames = [(e, k) for e in episodes for k in range(dataset.episodes[e].length)]
-    for i in np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int):
+    chosen = np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)
+    for i in track(chosen, "reading", console=Console(stderr=True)):
         episode, k = frames[i]
         info = dataset.episodes[episode]
         images = {
@@ -164,10 +166,10 @@ def calibrate(
     model = checkpoint.model
     measured = list(measured)
     with watch_inputs(model) as largest:
-        _actions(checkpoint, tokenizer, replace(settings, path="eager"), measured)
-    bf16 = _actions(checkpoint, tokenizer, settings, tested)
+        _actions("measuring", checkpoint, tokenizer, replace(settings, path="eager"), measured)
+    bf16 = _actions("bf16", checkpoint, tokenizer, settings, tested)
     quantise(model, largest)
-    fp8 = _actions(checkpoint, tokenizer, settings, tested)
+    fp8 = _actions("FP8", checkpoint, tokenizer, settings, tested)
     cosines = [
         float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
         for a, b in zip(fp8, bf16, strict=True)
@@ -182,17 +184,19 @@ def calibrate(
 
 
 def _actions(
+    title: str,
     checkpoint: Checkpoint,
     tokenizer: PromptTokenizer,
     settings: EngineSettings,
     inputs: Sequence[PolicyInput],
 ) -> list[FloatArray]:
-    """Normalised actions [H, A] of an engine that sees these one after the other."""
+    """Normalised actions [H, A] of an engine that sees these one after the other, with a bar."""
     stats = checkpoint.norm_stats
     assert stats is not None  # noqa: S101 - load_policy has checked
     as_they_are = replace(checkpoint, norm_stats=replace(stats, action_mode="identity"))
     engine = policy_engine(as_they_are, tokenizer, settings)
-    return [engine.step(observation)[0] for observation in inputs]
+    bar = track(inputs, title, console=Console(stderr=True))
+    return [engine.step(observation)[0] for observation in bar]
 
 
 if __name__ == "__main__":
