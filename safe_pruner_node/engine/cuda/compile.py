@@ -52,13 +52,53 @@ class CudaKernel:
         device = torch.cuda.get_device_properties()
         return int(of_one) * device.multi_processor_count
 
-    def launch(self, blocks: int, threads: int, argument: ctypes.Structure) -> None:
-        """Run it on torch's current stream; `argument` is its only parameter, by value."""
+    def launch(
+        self,
+        blocks: int,
+        threads: int,
+        argument: ctypes.Structure,
+        *,
+        cluster: int = 1,
+        dependent: bool = False,
+    ) -> None:
+        """Run it on torch's current stream.
+
+        Args:
+            blocks: How many; a multiple of `cluster`.
+            threads: Of a block.
+            argument: Its only parameter, by value.
+            cluster: Blocks that are on neighbouring multiprocessors at once.
+            dependent: It may begin while the kernel before it is still ending, and waits for that
+                one itself (see `kernels.launch`).
+        """
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
-        grid, block = (blocks, 1, 1), (threads, 1, 1)
-        shared, parameters = self._shared_bytes, ctypes.addressof(pointers)
-        _check(driver.cuLaunchKernel(self._function, *grid, *block, shared, stream, parameters, 0))
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = self._shared_bytes
+        config.hStream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+        attributes = [*_cluster(cluster), *_dependent(wanted=dependent)]
+        config.attrs, config.numAttrs = attributes, len(attributes)
+        _check(driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0))
+
+
+def _cluster(size: int) -> list[driver.CUlaunchAttribute]:
+    if size == 1:
+        return []
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    dimension = attribute.value.clusterDim
+    dimension.x, dimension.y, dimension.z = size, 1, 1
+    return [attribute]
+
+
+def _dependent(*, wanted: bool) -> list[driver.CUlaunchAttribute]:
+    if not wanted:
+        return []
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    return [attribute]
 
 
 def compile_cubin(source: str, arch: str, defines: Mapping[str, int]) -> bytes:
