@@ -18,10 +18,13 @@ from fused_flow_checks import (
     random_cache,
     random_expert,
 )
+from image_reference import images_of, prefixes
 
+from safe_pruner_node.engine.cuda import expert_flow
 from safe_pruner_node.engine.flow import DeepSettings, FlowSchedule
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.resident_flow import ResidentFlow, fits, unsupported
+from safe_pruner_node.engine.resident_images import point_prefix
 
 BAR = 1.5
 """Error against fp32 that is allowed, in those of the plain flow in bf16."""
@@ -57,6 +60,27 @@ def check(device="cuda"):
             assert off(u, s) <= BAR * off(t, s)
         assert off(c, a) <= BAR * off(b, a)
         assert torch.equal(c, again)
+
+
+def check_prepare(horizon=50, device="cuda"):
+    """Compare the prefix's images, bit by bit, and that all else is zero and nothing beyond it."""
+    from safe_pruner_node.engine.cuda.compile import CudaKernel
+
+    cache = prefixes(device)
+    lengths = [keys.shape[2] for keys, _ in cache]
+    flow = expert_flow.Flow()
+    *_, images = point_prefix(flow, cache, horizon)
+    images.fill_(float("nan"))
+    zeros, behind = torch.ones(2, 1 << 23, dtype=torch.uint8, device=device).unbind()
+    flow.zeros, flow.n_zeros = zeros.data_ptr(), len(zeros) // expert_flow.WORD
+    defines = expert_flow.defines(10, horizon, 32)
+    source = expert_flow.SOURCE.read_text()
+    kernel = CudaKernel(source, expert_flow.PREPARE, expert_flow.ARCH, defines, 0)
+    kernel.launch(expert_flow.preparing(lengths, horizon), expert_flow.THREADS, flow)
+    assert torch.equal(images, images_of(cache, horizon))
+    assert not zeros.any()
+    assert behind.all()
+    print("the prefix is laid out, and all else is zero", flush=True)
 
 
 def milliseconds(policy, pruned=False, deep=False, horizon=50, slots=128, n=50):
@@ -96,6 +120,7 @@ def milliseconds(policy, pruned=False, deep=False, horizon=50, slots=128, n=50):
 
 if __name__ == "__main__":
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    check_prepare()
     check()
     policy = bf16_copy(random_expert(expert_of_pi05(), "cuda"))
     for which in ({}, {"pruned": True}, {"deep": True}, {"horizon": 10}):
