@@ -5,6 +5,7 @@ python test/engine/resident_flow_checks.py
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -14,6 +15,7 @@ from fused_flow_checks import (
     bf16_copy,
     compare,
     expert_of_pi05,
+    kernels,
     off,
     random_cache,
     random_expert,
@@ -83,15 +85,15 @@ def check_prepare(horizon=50, device="cuda"):
     print("the prefix is laid out, and all else is zero", flush=True)
 
 
-def milliseconds(policy, pruned=False, deep=False, horizon=50, slots=128, n=50):
-    """Median and 99th percentile of replays of ten steps."""
+def captured(policy, pruned=False, deep=False, horizon=50, slots=128):
+    """Ten steps as a function, and the CUDA graph of them with its results."""
     late = 192 if pruned else 768
     lengths = [768 + slots] * 3 + [late + slots] * 15
     cache = random_cache(policy.config, lengths, "cuda", torch.bfloat16)
     noise = torch.randn(1, horizon, 32, device="cuda")
     tokens = torch.zeros(1, slots, dtype=torch.long, device="cuda")
     prompt = Prompt(tokens, torch.tensor(slots - 8, device="cuda"))
-    watch = DeepSettings((0, 16, 17), 768, "visual", "mean") if deep else None
+    watch = DeepSettings((16, 0, 17), 768, "visual", "mean") if deep else None
     flow, schedule = ResidentFlow(policy), FlowSchedule(policy, 10)
 
     @torch.inference_mode()
@@ -105,6 +107,26 @@ def milliseconds(policy, pruned=False, deep=False, horizon=50, slots=128, n=50):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         kept = run()
+    return run, graph, kept
+
+
+@torch.inference_mode()
+def check_replays(policy):
+    """Every replay of a keyframe's graph gives the same bits as a call without one."""
+    run, graph, kept = captured(policy, deep=True)
+    expected = run()
+    for _ in range(3):
+        graph.replay()
+        torch.cuda.synchronize()
+        for found, should in zip(kept, expected, strict=True):
+            assert torch.equal(found, should)
+            found.fill_(float("nan"))
+    print("replays are the same bits", flush=True)
+
+
+def milliseconds(policy, n=50, **which):
+    """Median and 99th percentile of replays of ten steps."""
+    _run, graph, _kept = captured(policy, **which)
     times = []
     for _ in range(n + 3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -113,7 +135,6 @@ def milliseconds(policy, pruned=False, deep=False, horizon=50, slots=128, n=50):
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    del kept
     times = sorted(times[3:])
     return times[n // 2], times[int(n * 0.99)]
 
@@ -123,6 +144,11 @@ if __name__ == "__main__":
     check_prepare()
     check()
     policy = bf16_copy(random_expert(expert_of_pi05(), "cuda"))
+    check_replays(policy)
     for which in ({}, {"pruned": True}, {"deep": True}, {"horizon": 10}):
         p50, p99 = milliseconds(policy, **which)
         print(which, f"p50 {p50:.3f} p99 {p99:.3f} ms", flush=True)
+    for which in ({"pruned": True}, {"deep": True}):
+        print("kernels of", which, flush=True)
+        _run, graph, _kept = captured(policy, **which)
+        kernels(SimpleNamespace(graph=graph))

@@ -66,6 +66,22 @@ def test_layers_with_as_many_keys_take_turns():
     assert expert_flow.kinds([900, 900, 300, 900, 300]) == [(0, 3), (1, 3), (0, 2), (2, 3), (1, 2)]
 
 
+def test_all_that_programs_share_is_made_zero_and_nothing_lies_in_two_places():
+    groups = [resident_flow._buffers(50), resident_flow._parts(200, 50)]
+    whole, found = resident_flow._room(groups, torch.device("cpu"))
+    assert [set(group) for group in found] == [set(group) for group in groups]
+    sizes = [size for group in groups for size in group.values()]
+    buffers = [buffer for group in found for buffer in group.values()]
+    end = whole.data_ptr()
+    for size, buffer in zip(sizes, buffers, strict=True):
+        assert buffer.data_ptr() == end  # so no two overlap
+        assert len(buffer) >= size
+        end += len(buffer)
+        assert (end - whole.data_ptr()) % 256 == 0
+    assert end == whole.data_ptr() + len(whole)
+    assert len(whole) % expert_flow.WORD == 0
+
+
 @pytest.mark.parametrize("steps", ["mean", "first", "last"])
 @pytest.mark.parametrize("layers", [(0, 16, 17), (16, 0, 17), (3,)])
 def test_saliency_is_in_the_order_of_the_settings(layers, steps):
