@@ -1,5 +1,7 @@
 """The flow of `flow.py` in one launch that stays on the GPU for all of it: `cuda/expert_flow.cu`.
 
+Before it a short one lays out the prefix and makes zero what has to be.
+
 Shapes: H horizon, A action_dim, D expert width, h query heads, d head_dim, L layers, S Euler steps,
 N_vis visual tokens.
 """
@@ -23,7 +25,7 @@ from safe_pruner_node.engine.expert_weights import (
 )
 from safe_pruner_node.engine.flow import DeepSettings, FlowProbe, FlowSchedule
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.engine.resident_images import key_images, layer_images
+from safe_pruner_node.engine.resident_images import layer_images, point_prefix
 from safe_pruner_node.pi05.config import PI05
 from safe_pruner_node.pi05.model import KeyValue, Pi05
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 MOST_ACTION_DIM = 32
 PADDED_ROWS = 8
 """Images of action rows have whole eights of them."""
+ALIGNED = 256
+"""Bytes of which a buffer has a multiple."""
 
 
 def unsupported(model: Pi05) -> str | None:
@@ -83,7 +87,10 @@ class ResidentFlow:
         self._model = model
         self._layers = pack_expert(model)
         self._images = [layer_images(layer, PI05.expert.head_dim) for layer in self._layers]
-        self._kernels: dict[tuple[int, int], CudaKernel] = {}
+        positions = torch.arange(kernel.MOST_KEYS, device=model.device)  # [P]
+        cos, sin = model.rope(positions[None])
+        self._rope = {"cos": cos[0], "sin": sin[0]}  # [P, d] each
+        self._kernels: dict[tuple[int, int], tuple[CudaKernel, CudaKernel]] = {}
         self._modulations: dict[FlowSchedule, dict[str, Tensor]] = {}
 
     def denoise(
@@ -103,46 +110,58 @@ class ResidentFlow:
 
         Raises:
             RuntimeError: The kernel does not compile, or its programs do not run all at once.
+            ValueError: Actions are at positions that no table reaches.
         """
         horizon, device = noise.shape[1], noise.device
-        actions = noise[0].float().clone()  # [H, A]
-        own_cache = key_images(cache, horizon)
+        if n_visual + prompt.slots + horizon > kernel.MOST_KEYS:
+            raise ValueError(f"positions beyond {kernel.MOST_KEYS}: the first layer is pruned")
+        flow = kernel.Flow(dt=schedule.dt, n_slots=prompt.slots, n_visual=n_visual)
+        kept = point_prefix(flow, cache, horizon)
+        watched = {} if deep is None else _watch(flow, deep, len(schedule), horizon)
+        lengths = [layer.n_prefix for layer in flow.layers]
+        distinct = sorted(set(lengths))
+        sizes = [_buffers(horizon) | watched, *(_parts(n, horizon) for n in distinct)]
+        zeros, (buffers, *parts) = _room(sizes, device)
+        self._point_layers(flow, dict(zip(distinct, parts, strict=True)))
+        actions = torch.empty(noise.shape[1:], dtype=torch.float32, device=device)  # [H, A]
         tensors = {
             **self._modulation(schedule),
             **self._projections(),
-            **self._rope(n_visual, prompt, horizon),
-            **_buffers(horizon, device),
+            **self._rope,
+            **buffers,
+            "noise": noise[0].float().contiguous(),
             "actions": actions,
+            "zeros": zeros,
         }
         if prompt.n_valid is not None:
             tensors["n_valid"] = prompt.n_valid
-        flow = kernel.Flow(dt=schedule.dt, n_slots=prompt.slots, n_visual=n_visual)
-        if deep is not None:
-            tensors |= _watch(flow, deep, len(schedule), horizon, device)
         for name, tensor in tensors.items():
             setattr(flow, name, tensor.data_ptr())
-        parts = self._point_layers(flow, cache, own_cache, horizon)
-        compiled = self._kernel(len(schedule), horizon)
-        compiled.launch(kernel.PROGRAMS, kernel.THREADS, flow)
-        del parts  # until here
+        flow.n_zeros = len(zeros) // kernel.WORD
+        prepare, whole = self._kernel(len(schedule), horizon)
+        prepare.launch(kernel.preparing(lengths, horizon), kernel.THREADS, flow)
+        whole.launch(kernel.PROGRAMS, kernel.THREADS, flow)
+        del kept  # until here
         if deep is None:
             return actions[None], None
-        return actions[None], _by_layer(tensors["saliency"], deep, horizon)
+        saliency = tensors["saliency"].view(torch.float32)
+        return actions[None], _by_layer(saliency, len(deep.layers), n_visual)
 
-    def _kernel(self, steps: int, horizon: int) -> CudaKernel:
+    def _kernel(self, steps: int, horizon: int) -> tuple[CudaKernel, CudaKernel]:
+        """What runs before the flow, and the flow."""
         if (steps, horizon) not in self._kernels:
             # NVIDIA's bindings are no requirement: only who runs this kernel imports them.
             from safe_pruner_node.engine.cuda.compile import CudaKernel  # noqa: PLC0415
 
+            source, arch = kernel.SOURCE.read_text(), kernel.ARCH
             defines = kernel.defines(steps, horizon, self._model.config.action_dim)
-            compiled = CudaKernel(
-                kernel.SOURCE.read_text(), kernel.NAME, kernel.ARCH, defines, kernel.SHARED_BYTES
-            )
-            if compiled.blocks_at_once(kernel.THREADS) < kernel.PROGRAMS:
+            prepare = CudaKernel(source, kernel.PREPARE, arch, defines, 0)
+            whole = CudaKernel(source, kernel.NAME, arch, defines, kernel.SHARED_BYTES)
+            if whole.blocks_at_once(kernel.THREADS) < kernel.PROGRAMS:
                 # They wait for each other: were one left out, the others would never end.
                 needed = kernel.PROGRAMS
                 raise RuntimeError(f"the resident flow needs {needed} multiprocessors at once")
-            self._kernels[steps, horizon] = compiled
+            self._kernels[steps, horizon] = prepare, whole
         return self._kernels[steps, horizon]
 
     def _modulation(self, schedule: FlowSchedule) -> dict[str, Tensor]:
@@ -159,36 +178,16 @@ class ResidentFlow:
             "out_bias": out.bias,
         }
 
-    def _rope(self, n_visual: int, prompt: Prompt, horizon: int) -> dict[str, Tensor]:
-        text = prompt.slots if prompt.n_valid is None else prompt.n_valid
-        positions = torch.arange(horizon, device=self._model.device) + n_visual + text  # [H]
-        cos, sin = self._model.rope(positions[None])
-        return {"cos": cos[0], "sin": sin[0]}  # [H, d] each
-
-    def _point_layers(
-        self, flow: kernel.Flow, cache: Sequence[KeyValue], own_cache: list[Tensor], horizon: int
-    ) -> list[Tensor]:
-        """Fill in `flow.layers`; returns what was allocated for it."""
-        lengths = [k.shape[2] for k, _ in cache]
-        parts = {n: _parts(n, horizon, self._model.device) for n in set(lengths)}
-        layers = zip(
-            flow.layers, self._images, own_cache, lengths, kernel.kinds(lengths), strict=True
-        )
-        for layer, images, pair, n, kind in layers:
+    def _point_layers(self, flow: kernel.Flow, parts: dict[int, dict[str, Tensor]]) -> None:
+        """Fill in weights, and by the number of prefix keys what programs leave for each other."""
+        lengths = [layer.n_prefix for layer in flow.layers]
+        layers = zip(flow.layers, self._images, kernel.kinds(lengths), strict=True)
+        for layer, images, kind in layers:
             for name in kernel.WEIGHTS:
                 setattr(layer, name, getattr(images, name).data_ptr())
-            for name, tensor in zip(("keys", "values"), pair, strict=True):
+            for name, tensor in parts[layer.n_prefix].items():
                 setattr(layer, name, tensor.data_ptr())
-            for name, tensor in parts[n].items():
-                setattr(layer, name, tensor.data_ptr())
-            layer.n_prefix = n
             layer.of_kind, layer.kinds = kind
-        return [tensor for buffers in parts.values() for tensor in buffers.values()]
-
-
-def saliency_places(deep: DeepSettings) -> dict[int, int]:
-    """Of every watched layer its row in what the kernel writes: it goes from layer to layer."""
-    return {layer: place for place, layer in enumerate(sorted(deep.layers))}
 
 
 def watched_steps(which: str, n_steps: int) -> range:
@@ -196,28 +195,23 @@ def watched_steps(which: str, n_steps: int) -> range:
     return {"mean": range(n_steps), "first": range(1), "last": range(n_steps - 1, n_steps)}[which]
 
 
-def _watch(
-    flow: kernel.Flow, deep: DeepSettings, n_steps: int, horizon: int, device: torch.device
-) -> dict[str, Tensor]:
-    """Say what to watch, and give room for it."""
-    steps, places = watched_steps(deep.steps, n_steps), saliency_places(deep)
-    flow.over_all, flow.n_watched = deep.over == "all", len(places)
+def _watch(flow: kernel.Flow, deep: DeepSettings, n_steps: int, horizon: int) -> dict[str, int]:
+    """Say what to watch; returns the sizes of what that needs, bytes."""
+    steps = watched_steps(deep.steps, n_steps)
+    flow.over_all = deep.over == "all"
     flow.first_watched, flow.last_watched = steps[0], steps[-1]
-    flow.watched[:] = [places.get(layer, -1) for layer in range(PI05.expert.depth)]
-    slots, rows = len(steps) * len(places), PI05.expert.heads * horizon
+    flow.watched[:] = [-1] * PI05.expert.depth
+    for place, layer in enumerate(deep.layers):
+        flow.watched[layer] = place
     return {
-        "saliency": torch.empty(slots, kernel.PROGRAMS, deep.n_visual, device=device),
-        "shares": torch.zeros(rows, deep.n_visual, device=device),
+        "saliency": len(deep.layers) * kernel.PROGRAMS * deep.n_visual * 4,
+        "shares": PI05.expert.heads * horizon * deep.n_visual * 4,
     }
 
 
-def _by_layer(saliency: Tensor, deep: DeepSettings, horizon: int) -> Tensor:
-    """[S * n_deep, programs, N_vis] to the mean, [n_deep, N_vis], in the order of `deep.layers`."""
-    places = saliency_places(deep)
-    steps = len(saliency) // len(places)
-    sums = saliency.unflatten(0, (steps, -1)).sum((0, 2))  # [n_deep, N_vis], by place
-    rows = torch.stack([sums[places[layer]] for layer in deep.layers])
-    return rows / (PI05.expert.heads * horizon * steps)
+def _by_layer(saliency: Tensor, n_deep: int, n_visual: int) -> Tensor:
+    """What the programs have left, each of its rows, to [n_deep, N_vis]."""
+    return saliency.view(n_deep, kernel.PROGRAMS, n_visual).sum(1)
 
 
 def _tables(
@@ -244,34 +238,35 @@ def _table(steps: Sequence[StepModulation], name: str) -> Tensor:
     return torch.stack([torch.stack([getattr(m, field) for m in step]) for step in layers])
 
 
-def _buffers(horizon: int, device: torch.device) -> dict[str, Tensor]:
-    """What programs leave for each other."""
+def _buffers(horizon: int) -> dict[str, int]:
+    """Sizes of what programs leave for each other, bytes."""
     expert, rows = PI05.expert, -(-horizon // PADDED_ROWS) * PADDED_ROWS
-    return _zeros(
-        device,
-        exchange=kernel.EXCHANGED * 2,
-        x=horizon * expert.width * 4,
-        scaled=rows * expert.width * 2,
-        queries=expert.heads * kernel.MOST_ROWS * expert.head_dim * 2,
-        attended=rows * expert.heads * expert.head_dim * 2,
-        hidden=rows * expert.mlp * 2,
-        squares=kernel.PROGRAMS * kernel.MOST_ROWS * 4,
-        counters=kernel.COUNTERS * kernel.COUNTER_BYTES,
-    )
+    return {
+        "exchange": kernel.EXCHANGED * 2,
+        "x": horizon * expert.width * 4,
+        "scaled": rows * expert.width * 2,
+        "queries": expert.heads * kernel.MOST_ROWS * expert.head_dim * 2,
+        "attended": rows * expert.heads * expert.head_dim * 2,
+        "hidden": rows * expert.mlp * 2,
+        "squares": kernel.PROGRAMS * kernel.MOST_ROWS * 4,
+        "counters": kernel.COUNTERS * kernel.COUNTER_BYTES,
+    }
 
 
-def _parts(n_prefix: int, horizon: int, device: torch.device) -> dict[str, Tensor]:
-    """Attention of every head's rows over each block of keys, bf16, and its log-sum, fp32."""
+def _parts(n_prefix: int, horizon: int) -> dict[str, int]:
+    """The same of attention over each block of keys: every head's rows, bf16; log-sums, fp32."""
     expert, blocks = PI05.expert, kernel.blocks(n_prefix, horizon)
-    return _zeros(
-        device,
-        parts=blocks * expert.heads * kernel.MOST_ROWS * expert.head_dim * 2,
-        lse=blocks * expert.heads * horizon * 4,
-    )
+    return {
+        "parts": blocks * expert.heads * kernel.MOST_ROWS * expert.head_dim * 2,
+        "lse": blocks * expert.heads * horizon * 4,
+    }
 
 
-def _zeros(device: torch.device, **sizes: int) -> dict[str, Tensor]:
-    """Buffers of so many bytes, zero, in one allocation."""
-    aligned = {name: -(-size // 256) * 256 for name, size in sizes.items()}
-    whole = torch.zeros(sum(aligned.values()), dtype=torch.uint8, device=device)
-    return dict(zip(aligned, whole.split(list(aligned.values())), strict=True))
+def _room(
+    groups: Sequence[dict[str, int]], device: torch.device
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """Memory for groups of buffers of so many bytes: all of it, and each of them."""
+    sizes = [-(-size // ALIGNED) * ALIGNED for group in groups for size in group.values()]
+    whole = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    pieces = iter(whole.split(sizes))
+    return whole, [{name: next(pieces) for name in group} for group in groups]

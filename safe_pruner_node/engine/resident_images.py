@@ -11,13 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from safe_pruner_node.engine.cuda.expert_flow import CHUNK, KEYS, PROGRAMS, SHARES, blocks
+from safe_pruner_node.engine.cuda.expert_flow import (
+    CHUNK,
+    IMAGES,
+    KEYS,
+    PREFIX,
+    PROGRAMS,
+    SHARES,
+    Flow,
+    blocks,
+)
 from safe_pruner_node.engine.expert_weights import ExpertLayer
 from safe_pruner_node.pi05.model import KeyValue
 
@@ -56,24 +63,28 @@ def layer_images(layer: ExpertLayer, head_dim: int) -> LayerImages:
     )
 
 
-def key_images(cache: Sequence[KeyValue], horizon: int) -> list[Tensor]:
-    """Copies of every layer's prefix, with room for the suffix.
+def point_prefix(flow: Flow, cache: Sequence[KeyValue], horizon: int) -> tuple[Tensor, ...]:
+    """Say where every layer's prefix is, and give room for its images, which `prepare` fills.
 
     Args:
+        flow: Its layers are filled in: the prefix, the images, `n_prefix`.
         cache: Keys and values, [1, 1, N, d] each; lengths may differ.
         horizon: H.
 
     Returns:
-        Per layer keys and values, [2, P, d / 64, 64 keys, 64]; zero where there is no prefix.
+        What has to live until the launch. Last the images of all layers, one after the other: keys,
+        then values, [P, d / 64, 64 keys, 64] each; after `prepare` zero where there is no prefix.
     """
-    images: list[Tensor] = []
-    for n, layers in groupby(cache, key=lambda pair: pair[0].shape[2]):
-        prefix = torch.stack([t[0, 0] for pair in layers for t in pair])  # [2 * layers, N, d]
-        parts = blocks(n, horizon)
-        padded = pad(prefix, (0, 0, 0, parts * KEYS - n)).unflatten(1, (parts, KEYS))
-        whole = _swizzled(padded.unflatten(3, (-1, CHUNK)).transpose(2, 3))
-        images += whole.unflatten(0, (-1, 2)).unbind()
-    return images
+    prefix = [tensor.contiguous() for pair in cache for tensor in pair]
+    sizes = [blocks(t.shape[2], horizon) * KEYS * t.shape[3] for t in prefix]
+    images = prefix[0].new_empty(sum(sizes))
+    places = images.split(sizes)
+    for index, layer in enumerate(flow.layers):
+        layer.n_prefix = prefix[2 * index].shape[2]
+        for which, (source, image) in enumerate(zip(PREFIX, IMAGES, strict=True)):
+            setattr(layer, source, prefix[2 * index + which].data_ptr())
+            setattr(layer, image, places[2 * index + which].data_ptr())
+    return (*prefix, images)
 
 
 def _split_image(weight: Tensor) -> Tensor:

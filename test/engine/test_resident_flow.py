@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from image_reference import in_chunk
 
 from safe_pruner_node.engine import resident_flow
 from safe_pruner_node.engine.cuda import expert_flow
 from safe_pruner_node.engine.expert_weights import ExpertLayer
 from safe_pruner_node.engine.flow import DeepProbe, DeepSettings
 from safe_pruner_node.engine.resident_flow import fits, unsupported
-from safe_pruner_node.engine.resident_images import key_images, layer_images
+from safe_pruner_node.engine.resident_images import layer_images
 from safe_pruner_node.pi05.config import PI05
 
 WIDTH, HEADS, HEAD_DIM, MLP = 128, 8, 256, 4096
@@ -21,12 +22,6 @@ SHARES = 8
 def numbered(*shape):
     """A tensor whose every number is its place."""
     return torch.arange(torch.Size(shape).numel(), dtype=torch.int32).view(shape)
-
-
-def in_chunk(row, column):
-    """Where number `column` of a row of 64 is, by the swizzle of 128 bytes."""
-    address = row * 128 + column * 2  # bytes
-    return (address ^ (address >> 7 & 7) << 4) // 2
 
 
 def test_every_program_finds_its_rows_of_a_projection():
@@ -67,49 +62,46 @@ def test_every_program_finds_its_share_of_a_split_product(name, depth):
             assert image[at] == weight[tile * 64 + row, share * own + column]
 
 
-def test_keys_and_values_lie_in_blocks_with_room_for_the_suffix():
-    horizon, lengths = 50, (70, 70, 200)
-    cache = [(numbered(1, 1, n, HEAD_DIM) + 1, -numbered(1, 1, n, HEAD_DIM) - 1) for n in lengths]
-    images = key_images(cache, horizon)
-    for n, pair, (keys, values) in zip(lengths, images, cache, strict=True):
-        parts = expert_flow.blocks(n, horizon)
-        assert parts * 64 >= n + horizon > (parts - 1) * 64
-        assert pair.shape == (2, parts, 4, 64, 64)
-        for whole, image in zip((keys, values), pair.flatten(1), strict=True):
-            for key in range(0, n, 3):
-                channel = (29 * key + 5) % HEAD_DIM
-                at = (key // 64 * 4 + channel // 64) * 64 * 64 + in_chunk(key % 64, channel % 64)
-                assert image[at] == whole[0, 0, key, channel]
-            assert int((image == 0).sum()) == (parts * 64 - n) * HEAD_DIM
-
-
 def test_layers_with_as_many_keys_take_turns():
     assert expert_flow.kinds([900, 900, 300, 900, 300]) == [(0, 3), (1, 3), (0, 2), (2, 3), (1, 2)]
 
 
+def test_all_that_programs_share_is_made_zero_and_nothing_lies_in_two_places():
+    groups = [resident_flow._buffers(50), resident_flow._parts(200, 50)]
+    whole, found = resident_flow._room(groups, torch.device("cpu"))
+    assert [set(group) for group in found] == [set(group) for group in groups]
+    sizes = [size for group in groups for size in group.values()]
+    buffers = [buffer for group in found for buffer in group.values()]
+    end = whole.data_ptr()
+    for size, buffer in zip(sizes, buffers, strict=True):
+        assert buffer.data_ptr() == end  # so no two overlap
+        assert len(buffer) >= size
+        end += len(buffer)
+        assert (end - whole.data_ptr()) % 256 == 0
+    assert end == whole.data_ptr() + len(whole)
+    assert len(whole) % expert_flow.WORD == 0
+
+
 @pytest.mark.parametrize("steps", ["mean", "first", "last"])
 @pytest.mark.parametrize("layers", [(0, 16, 17), (16, 0, 17), (3,)])
-def test_saliency_is_a_mean_in_the_order_of_the_settings(layers, steps):
+def test_saliency_is_in_the_order_of_the_settings(layers, steps):
     n_steps, horizon, n_visual = 4, 10, 64
     deep = DeepSettings(layers, n_visual, "all", steps)
     flow = expert_flow.Flow()
-    room = resident_flow._watch(flow, deep, n_steps, horizon, torch.device("cpu"))["saliency"]
-    # As the kernel: layer after layer, a program's sums over its rows into the next slot.
-    written = []
-    for step in range(n_steps):
+    size = resident_flow._watch(flow, deep, n_steps, horizon)["saliency"]
+    room = torch.zeros(len(layers), expert_flow.PROGRAMS, n_visual)
+    assert size == room.numel() * room.element_size()
+    # As the kernel: a program adds its share of the mean in a layer's place, step after step.
+    counted = flow.last_watched - flow.first_watched + 1
+    seen = set()
+    for step in range(flow.first_watched, flow.last_watched + 1):
+        seen.add(step)
         for layer in range(PI05.expert.depth):
-            place = flow.watched[layer]
-            if place < 0 or not flow.first_watched <= step <= flow.last_watched:
-                continue
-            written.append((step - flow.first_watched) * flow.n_watched + place)
-            room[written[-1]] = (100.0 * layer + step) / expert_flow.PROGRAMS
-    # Words of one slot and the next are told apart by their lowest bit.
-    assert written == list(range(len(room)))
-    counted = {"mean": range(n_steps), "first": [0], "last": [n_steps - 1]}[steps]
-    assert set(DeepProbe(deep, n_steps)._steps) == set(counted)
-    means = [100.0 * layer + sum(counted) / len(counted) for layer in layers]
-    rows = PI05.expert.heads * horizon
-    found = resident_flow._by_layer(room, deep, horizon) * rows
+            if flow.watched[layer] >= 0:
+                room[flow.watched[layer]] += (100.0 * layer + step) / expert_flow.PROGRAMS / counted
+    assert seen == set(DeepProbe(deep, n_steps)._steps)
+    means = [100.0 * layer + sum(seen) / len(seen) for layer in layers]
+    found = resident_flow._by_layer(room.flatten(), len(layers), n_visual)
     torch.testing.assert_close(found, torch.tensor(means)[:, None].expand(-1, n_visual))
 
 

@@ -1,4 +1,4 @@
-// The whole flow of the action expert in one launch: every Euler step, every layer.
+// The whole flow of the action expert in one launch, every Euler step, every layer; and what comes before it.
 //
 // 128 programs, one per multiprocessor, stay for the whole flow. A layer is six phases; program p is
 // tile t = p / 8 and share s = p % 8 of a split product:
@@ -52,7 +52,8 @@ constexpr int SCALES_AT = SMALL_AT + 384, SCRATCH_AT = SCALES_AT + 512;
 
 struct Layer {
   const bf16 *qkv, *o, *gate_up, *down;  // images
-  bf16 *keys, *values;                   // images [P, 4, 64 keys, 64], the prefix is there
+  const bf16 *prefix_keys, *prefix_values;  // [N, d]
+  bf16 *keys, *values;                   // images [P, 4, 64 keys, 64]; `prepare` puts the prefix there
   bf16 *parts;                           // [P, h, 64 rows, d] in pieces, see `attend`; shared by its kind
   float *lse;                            // [P, h, H], base 2
   int n_prefix;
@@ -66,9 +67,10 @@ struct Flow {
   const float *mlp_scale, *mlp_gate, *gate_up_bias;
   const float *final_scale, *final_shift;                    // [STEPS, D]
   const float *in_weight, *in_bias, *out_weight, *out_bias;  // [D, A], [D], [A, D], [A]
-  const bf16 *cos, *sin;                                     // [H, d]
+  const bf16 *cos, *sin;                                     // of every position, [positions, d]
   const long long *n_valid;                                  // text tokens that are no padding, or null
-  float *actions;                                            // in and out, [H, A]
+  const float *noise;                                        // [H, A]
+  float *actions;                                            // out, [H, A]; between steps
   float *x;                                                  // [H, D], between steps
   bf16 *scaled;                                              // image of x * (1 + s), [D/64, ROWS, 64]
   bf16 *queries;                                             // images [h, 4, 64 rows, 64]
@@ -78,13 +80,15 @@ struct Flow {
   bf16 *exchange;                                            // [2, TILES, SHARES to, SHARES from, 512]
   u32 *counters;                                             // zero at launch
   float *shares;                                             // a keyframe's: [h, H, n_visual], scratch
-  float *saliency;                                           // out: [slots, PROGRAMS, n_visual], or null
+  float *saliency;                                           // out: [watched layers, PROGRAMS, n_visual], or null;
+                                                             // zero at launch, the programs' sum is the mean
+  void *zeros;                                               // what `prepare` makes zero
+  int n_zeros;                                               // so many 16 bytes
   int n_slots;                                               // text tokens and padding
   int n_visual;                                              // a multiple of 64 where there is saliency
   int over_all;                                              // its softmax: over all keys, else visual ones
   int first_watched, last_watched;                           // steps whose saliency is taken
-  int watched[DEPTH];                                        // per layer its place, or -1
-  int n_watched;                                             // layers
+  int watched[DEPTH];                                        // per layer its place in `saliency`, or -1
   float dt;
 };
 
@@ -161,6 +165,11 @@ __device__ __forceinline__ int parts_of(const Layer &layer) { return (layer.n_pr
 __device__ __forceinline__ bool projects(int program) { return program >= FIRST_QKV && program < FIRST_QKV + QKV_TILES; }
 // Which block of keys; the suffix, whose keys come last, is for programs without phase 1.
 __device__ __forceinline__ int part_of(const Layer &layer, int unit) { return parts_of(layer) - 1 - unit / HEADS; }
+
+// The suffix comes behind the text, and pruned tokens keep their positions.
+__device__ __forceinline__ int first_position(const Flow &flow) {
+  return flow.n_visual + (flow.n_valid ? (int)*flow.n_valid : flow.n_slots);
+}
 
 // ---- between programs ---------------------------------------------------------------------------
 
@@ -408,6 +417,7 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
                                                 const float *row_scale, u32 scale_ready, u32 &scale_parity) {
   int thread = this_thread(), tile = this_program() - FIRST_QKV, head = tile / 8, eighth = tile % 8;
   int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2;
+  int position = first_position(flow) + row;
   float2 bias_a[2], bias_b[2];
   u32 co[2][2], si[2][2];
 #pragma unroll
@@ -419,8 +429,8 @@ __device__ __forceinline__ void query_key_value(const Flow &flow, const Layer &l
     for (int h = 0; h < 2; h++) {
       co[h][j] = 0x3f803f80, si[h][j] = 0;
       if (row + 8 * h < HORIZON && head <= HEADS) {
-        co[h][j] = *(const u32 *)(flow.cos + (row + 8 * h) * HEAD_DIM + channel);
-        si[h][j] = *(const u32 *)(flow.sin + (row + 8 * h) * HEAD_DIM + channel);
+        co[h][j] = *(const u32 *)(flow.cos + (position + 8 * h) * HEAD_DIM + channel);
+        si[h][j] = *(const u32 *)(flow.sin + (position + 8 * h) * HEAD_DIM + channel);
       }
     }
   }
@@ -543,12 +553,12 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   w.free(2 + w.pending), w.pending = 0;
 }
 
-// Rows t, t + 16 and so on of head s; at most 32 parts.
-__device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 round) {
+// Rows t, t + 16 and so on of head s, one to a warp; at most 32 parts. Returns a lane's part's log of the softmax's sum.
+__device__ __forceinline__ float join(const Flow &flow, const Layer &layer, u32 round) {
   constexpr int AT_ONCE = 16;
   int thread = this_thread(), program = this_program(), parts = parts_of(layer), lane = thread % 32, head = program % SHARES;
   int row = program / SHARES + thread / 32 * TILES;
-  if (row >= HORIZON) return;
+  if (row >= HORIZON) return -1e30f;
   // As `attend` has left them: a lane reads 8 channels, 8 * j + 2 * t (+ 1) of a chunk.
   int chunk = lane / 8, t = lane % 8 / 2, half = lane % 2;
   const bf16 *from = layer.parts + (head * 4 + row / 16) * 4096 + (chunk * 2 + row % 16 / 8) * 512 + half * 256 + (row % 8 * 4 + t) * 8;
@@ -593,35 +603,61 @@ __device__ __forceinline__ void join(const Flow &flow, const Layer &layer, u32 r
 #pragma unroll
   for (int j = 0; j < 4; j++) *(u32 *)(to + swizzled(row, half * 4 + j)) = pack(out[2 * j], out[2 * j + 1]);
   announce_warp(counter(flow, ATTENDED + head));
+  return lse;
 }
 
-// Shares of the visual tokens, summed over this program's rows.
-__device__ __forceinline__ void add_saliency(const Flow &flow, const Layer &layer, int slot) {
+// Shares of the visual tokens in this program's rows, added to what it has of them. lse: from `join`.
+__device__ __forceinline__ void add_saliency(const Flow &flow, int parts, int place, u32 round, float lse) {
+  constexpr int ROWS_HERE = COMPUTING / 32, AT_ONCE = 3;  // pairs of keys: all 768 of three cameras, in one look
   int thread = this_thread(), program = this_program();
-  int parts = parts_of(layer), warp = thread / 32, lane = thread % 32, head = program % SHARES;
-  float *weights = (float *)(shared_memory() + SCRATCH_AT);  // [4, 32]: of each part in this program's rows
-  int row = program / SHARES + warp * TILES;
-  int counted = flow.over_all ? parts : flow.n_visual / KEYS;
-  float lse = lane < counted && row < HORIZON ? __uint_as_float(look4(layer.lse + (lane * HEADS + head) * HORIZON + row)) : -1e30f;
+  int warp = thread / 32, lane = thread % 32, head = program % SHARES, first_row = program / SHARES;
+  float *weights = (float *)(shared_memory() + SCRATCH_AT);  // [ROWS_HERE, 32]: of each part
+  if (lane >= (flow.over_all ? parts : flow.n_visual / KEYS)) lse = -1e30f;
   float weight = exp2_fast(lse - largest(lse)), whole = sum(weight);
-  weights[warp * 32 + lane] = row < HORIZON ? weight / whole : 0.f;
+  int counted = HEADS * HORIZON * (flow.last_watched - flow.first_watched + 1);
+  weights[warp * 32 + lane] = first_row + warp * TILES < HORIZON ? weight / (whole * counted) : 0.f;
   computing_sync();
-  float *to = flow.saliency + ((long long)slot * PROGRAMS + program) * flow.n_visual;
-  for (int key = thread; key < flow.n_visual; key += COMPUTING) {
-    float total = 0.f;
+  const float *from = flow.shares + (long long)(head * HORIZON + first_row) * flow.n_visual;
+  float *to = flow.saliency + (long long)(place * PROGRAMS + program) * flow.n_visual;
+#pragma unroll 1
+  for (int first = thread * 2; first < flow.n_visual; first += AT_ONCE * COMPUTING * 2) {
+    uint2 v[AT_ONCE][ROWS_HERE];
+    float2 total[AT_ONCE];
+    bool all;
+    int tries = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      int r = program / SHARES + i * TILES;
-      if (r >= HORIZON) continue;
-      u32 word;
-      int tries = 0;
-      do {
-        word = look4(flow.shares + (long long)(head * HORIZON + r) * flow.n_visual + key);
-        one_more(tries);
-      } while (!is_marked(word, slot + 1));
-      total += weights[i * 32 + key / KEYS] * __uint_as_float(word);
+    for (int j = 0; j < AT_ONCE; j++) {
+      int key = first + j * COMPUTING * 2;
+      total[j] = key < flow.n_visual ? load_float2(to + key) : make_float2(0.f, 0.f);
     }
-    to[key] = total;
+    do {
+      all = true;
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+        for (int i = 0; i < ROWS_HERE; i++) {
+          int key = first + j * COMPUTING * 2, row = i * TILES;
+          bool is_there = key < flow.n_visual && first_row + row < HORIZON;
+          v[j][i] = is_there ? look8(from + (long long)row * flow.n_visual + key) : make_uint2(round & 1, round & 1);
+        }
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; j++)
+#pragma unroll
+        for (int i = 0; i < ROWS_HERE; i++) all = all && is_marked(v[j][i], round);
+      one_more(tries);
+    } while (!all);
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+      int key = first + j * COMPUTING * 2;
+      if (key >= flow.n_visual) continue;
+#pragma unroll
+      for (int i = 0; i < ROWS_HERE; i++) {
+        float w = weights[i * 32 + key / KEYS];
+        total[j].x += w * __uint_as_float(v[j][i].x);
+        total[j].y += w * __uint_as_float(v[j][i].y);
+      }
+      *(float2 *)(to + key) = total[j];
+    }
   }
   computing_sync();  // the scratch is free again
 }
@@ -725,6 +761,7 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
 __device__ __forceinline__ void advance(const Flow &flow, int step) {
   int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float *small = (float *)(shared_memory() + SCRATCH_AT);  // new actions, then sums of squares
+  const float *before = (step > 1 ? flow.actions : flow.noise) + row * ACTION_DIM;
   if (step > 0) {
     const float *scale = flow.final_scale + (step - 1) * WIDTH, *shift = flow.final_shift + (step - 1) * WIDTH;
     float square = 0.f;
@@ -748,13 +785,13 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
       }
       v = sum(v);
       if (lane == 0) {
-        float action = load_float(flow.actions + row * ACTION_DIM + a) + flow.dt * (v + flow.out_bias[a]);
+        float action = load_float(before + a) + flow.dt * (v + flow.out_bias[a]);
         flow.actions[row * ACTION_DIM + a] = action;
         small[a] = action;
       }
     }
   } else if (threadIdx.x < ACTION_DIM) {
-    small[threadIdx.x] = load_float(flow.actions + row * ACTION_DIM + threadIdx.x);
+    small[threadIdx.x] = load_float(before + threadIdx.x);
   }
   if (step == STEPS) return;
   computing_sync();
@@ -898,7 +935,7 @@ __device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u
 __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, const float *row_scale, u32 scale_ready) {
   constexpr int EXCHANGE = PROGRAMS * SHARES * 512;
   int p = blockIdx.x, head = p % SHARES;
-  u32 scale_parity = 0;
+  u32 scale_parity = 0, watched_round = 0;  // of the shares: how many layers were watched so far
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int step = 0;; step++) {
@@ -914,14 +951,14 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       int at = step * DEPTH + number, parts = parts_of(layer);
       bool last = number == DEPTH - 1, more = at + 1 < STEPS * DEPTH;
       bool watched = flow.saliency && flow.watched[number] >= 0 && step >= flow.first_watched && step <= flow.last_watched;
-      int slot = (step - flow.first_watched) * flow.n_watched + flow.watched[number];
+      if (watched) watched_round++;
       if (projects(p)) query_key_value(flow, layer, flow.qkv_bias + (long long)at * QKV, w, x, row_scale, scale_ready, scale_parity);
       u32 round = step * layer.kinds + layer.of_kind + 1;  // of the parts of a layer with so many keys
 #pragma unroll 1
       for (int unit = p; unit < parts * HEADS; unit += PROGRAMS)
-        attend(flow, layer, head, part_of(layer, unit), round, watched ? slot + 1 : 0, w, x);
-      join(flow, layer, round);
-      if (watched) add_saliency(flow, layer, slot);
+        attend(flow, layer, head, part_of(layer, unit), round, watched ? watched_round : 0, w, x);
+      float lse = join(flow, layer, round);
+      if (watched) add_saliency(flow, parts, flow.watched[number], watched_round, lse);
       residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH,
                w, x, own, number == 0, false, at + 1);
       gate_up(flow, flow.gate_up_bias + (long long)at * 2 * MLP, w, x, row_scale, scale_ready, scale_parity);
@@ -954,4 +991,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   else if (warp == 4) return;
   else if (warp == 5) bring_inputs(flow, x, x_seen);
   else scale_rows(flow, row_scale, x_seen, scale_ready);
+}
+
+// ---- before the flow ----------------------------------------------------------------------------
+
+// Puts every layer's prefix into its images, with zeros behind it, and makes zero what has to be.
+// 2 * DEPTH programs for every block of keys of the longest layer: one has a block of a layer's keys or of its values.
+extern "C" __global__ void __launch_bounds__(THREADS) prepare(const __grid_constant__ Flow flow) {
+  constexpr int PIECES = HEAD_DIM / 8, EACH = KEYS * PIECES / THREADS;  // 16 bytes: of a row, of a thread
+  int part = blockIdx.x / (2 * DEPTH), which = blockIdx.x % (2 * DEPTH), thread = threadIdx.x;
+  const Layer &layer = flow.layers[which / 2];
+  const uint4 *from = (const uint4 *)(which % 2 ? layer.prefix_values : layer.prefix_keys);
+  uint4 *to = (uint4 *)(which % 2 ? layer.values : layer.keys) + part * KEYS * PIECES;
+  const uint4 zero = {};
+  uint4 v[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    int key = part * KEYS + (i * THREADS + thread) / PIECES;
+    v[i] = key < layer.n_prefix ? from[key * PIECES + thread % PIECES] : zero;
+  }
+  for (int i = blockIdx.x * THREADS + thread; i < flow.n_zeros; i += gridDim.x * THREADS) ((uint4 *)flow.zeros)[i] = zero;
+  if (part >= parts_of(layer)) return;
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    int row = (i * THREADS + thread) / PIECES, piece = thread % PIECES;
+    to[piece / 8 * (CHUNK / 8) + row * 8 + (piece % 8 ^ row % 8)] = v[i];
+  }
 }

@@ -9,7 +9,8 @@ from pathlib import Path
 from safe_pruner_node.pi05.config import PI05
 
 SOURCE = Path(__file__).with_suffix(".cu")
-NAME = "expert_flow"
+NAME, PREPARE = "expert_flow", "prepare"
+"""Its kernels: the flow, and what has to run before each."""
 ARCH, CAPABILITY = "sm_90a", (9, 0)
 
 PROGRAMS, SHARES, THREADS, KEYS = 128, 8, 256, 64
@@ -22,6 +23,8 @@ MOST_KEYS = 32 * KEYS
 COUNTERS, COUNTER_BYTES = 17 + 3 * SHARES, 128
 EXCHANGED = 2 * PROGRAMS * SHARES * 512
 """Numbers that programs hand each other in a layer."""
+WORD = 16
+"""Bytes that a thread makes zero at once."""
 SHARED_BYTES = 231_936
 
 WEIGHTS = ("qkv", "o", "gate_up", "down")
@@ -37,18 +40,21 @@ MODULATION = (
 PROJECTIONS = ("final_scale", "final_shift", "in_weight", "in_bias", "out_weight", "out_bias")
 """Of the actions, fp32, and what the last norm does at every step, [S, D] fp32."""
 BUFFERS = (
-    *("cos", "sin", "n_valid", "actions"),
+    *("cos", "sin", "n_valid", "noise", "actions"),
     *("x", "scaled", "queries", "attended", "hidden", "squares", "exchange", "counters"),
-    *("shares", "saliency"),
+    *("shares", "saliency", "zeros"),
 )
-"""What a call brings, what programs leave for each other, and a keyframe's saliency."""
+"""What a call brings, what programs leave for each other, a keyframe's saliency, and all that is
+zero at launch."""
+PREFIX, IMAGES = ("prefix_keys", "prefix_values"), ("keys", "values")
+"""Of every layer: where its keys and values are, and where the flow reads them."""
 
 
 class Layer(ctypes.Structure):
     """`Layer` of the source."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*WEIGHTS, "keys", "values", "parts", "lse")),
+        *((name, ctypes.c_void_p) for name in (*WEIGHTS, *PREFIX, *IMAGES, "parts", "lse")),
         ("n_prefix", ctypes.c_int),
         ("of_kind", ctypes.c_short),
         ("kinds", ctypes.c_short),
@@ -61,13 +67,13 @@ class Flow(ctypes.Structure):
     _fields_ = (
         ("layers", Layer * PI05.expert.depth),
         *((name, ctypes.c_void_p) for name in (*MODULATION, *PROJECTIONS, *BUFFERS)),
+        ("n_zeros", ctypes.c_int),
         ("n_slots", ctypes.c_int),
         ("n_visual", ctypes.c_int),
         ("over_all", ctypes.c_int),
         ("first_watched", ctypes.c_int),
         ("last_watched", ctypes.c_int),
         ("watched", ctypes.c_int * PI05.expert.depth),
-        ("n_watched", ctypes.c_int),
         ("dt", ctypes.c_float),
     )
 
@@ -90,6 +96,11 @@ def defines(steps: int, horizon: int, action_dim: int) -> dict[str, int]:
 def blocks(n_prefix: int, horizon: int) -> int:
     """Blocks of keys of a layer with so many prefix keys."""
     return -(-(n_prefix + horizon) // KEYS)
+
+
+def preparing(lengths: Sequence[int], horizon: int) -> int:
+    """Programs of `prepare` for layers with so many prefix keys."""
+    return 2 * len(lengths) * blocks(max(lengths), horizon)
 
 
 def kinds(lengths: Sequence[int]) -> list[tuple[int, int]]:
