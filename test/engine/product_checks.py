@@ -1,0 +1,162 @@
+"""Products of the fused path against fp32 and cuBLAS: needs a GPU of SM 9.0, and no pytest.
+
+python test/engine/product_checks.py [plans to try per product]
+"""
+
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from safe_pruner_node.engine.cuda.product import After, cycles, plans
+from safe_pruner_node.engine.kernels.activation import gelu_mul, glu_linear
+from safe_pruner_node.engine.products import Products
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product of the policy: rows, features, depth, what follows, most splits, layers."""
+
+    name: str
+    n: int
+    features: int
+    depth: int
+    after: After
+    splits: int
+    layers: int
+
+
+CASES = [
+    Case("vision qkv", 768, 3456, 1152, After.BIAS, 1, 27),
+    Case("vision out", 768, 1152, 1152, After.NOTHING, 4, 27),
+    Case("vision fc1", 768, 4304, 1152, After.BIAS_GELU, 1, 27),
+    Case("vision fc2", 768, 1152, 4304, After.NOTHING, 6, 27),
+    Case("pruned qkv", 320, 2560, 2048, After.NOTHING, 2, 15),
+    Case("pruned out", 320, 2048, 2048, After.NOTHING, 4, 15),
+    Case("pruned gate, up", 320, 32768, 2048, After.GATED, 1, 15),
+    Case("pruned down", 320, 2048, 16384, After.NOTHING, 8, 15),
+    Case("full qkv", 896, 2560, 2048, After.NOTHING, 1, 15),
+    Case("full out", 896, 2048, 2048, After.NOTHING, 2, 15),
+    Case("full gate, up", 896, 32768, 2048, After.GATED, 1, 15),
+    Case("full down", 896, 2048, 16384, After.NOTHING, 4, 15),
+]
+
+
+def reference(case, x, weight, bias):
+    """In fp32."""
+    y = x.float() @ weight.float().T
+    if case.after in (After.BIAS, After.BIAS_GELU):
+        y += bias.float()
+    gelu = torch.nn.functional.gelu
+    if case.after is After.BIAS_GELU:
+        return gelu(y, approximate="tanh")
+    if case.after is After.GATED:
+        return gelu(y[:, ::2], approximate="tanh") * y[:, 1::2]
+    return y
+
+
+def cublas(case, x, weight, bias):
+    """What the fused path did before."""
+    if case.after is After.BIAS:
+        return torch.addmm(bias, x, weight.T)
+    if case.after is After.BIAS_GELU:
+        return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
+    if case.after is After.GATED:
+        return gelu_mul(x @ weight.T) if len(x) < 512 else glu_linear(x, weight)
+    if case.depth == 16384:
+        halves = x.unflatten(1, (2, -1)).transpose(0, 1)
+        return torch.bmm(halves, weight.unflatten(1, (2, -1)).permute(1, 2, 0))
+    return x @ weight.T
+
+
+def graph_us(calls, replays=15):
+    """Median microseconds of one of the calls, which are replayed as one graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(replays + 3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
+    return statistics.median(times[3:])
+
+
+@torch.inference_mode()
+def measure(case, products, tried):
+    """Print errors and times of the best plans by the model."""
+    random = torch.Generator("cuda").manual_seed(0)
+    normal = {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
+    x = torch.randn(case.n, case.depth, **normal)
+    bias = torch.randn(case.features, **normal)
+    weights = [
+        torch.randn(case.features, case.depth, **normal).mul_(case.depth**-0.5)
+        for _ in range(case.layers)
+    ]
+    expected = reference(case, x, weights[0], bias)
+    plain = cublas(case, x, weights[0], bias)
+    plain = plain.float().sum(0) if plain.ndim == 3 else plain.float()
+    off = float((plain - expected).norm() / expected.norm())
+    us = graph_us([lambda w=w: cublas(case, x, w, bias) for w in weights])
+    flop = 2 * case.n * case.features * case.depth
+    print(
+        f"{case.name:16} cuBLAS {off:.2e} {us:6.1f} us {flop / us / 1e6:4.0f} TFLOP/s", flush=True
+    )
+    for plan in tried:
+        got = products(x, weights[0], plan, case.after, bias).float().sum(0)
+        off = float((got - expected).norm() / expected.norm())
+        again = products(x, weights[0], plan, case.after, bias).float().sum(0)
+        us = graph_us([lambda w=w, p=plan: products(x, w, p, case.after, bias) for w in weights])
+        shape = f"{plan.rows_at_once:3}x{plan.row_pieces} {plan.features} "
+        shape += f"c{plan.cluster_features}x{plan.cluster_rows} s{plan.splits}"
+        model = cycles(plan, case.n, case.features, case.depth, 132) / 1980
+        print(
+            f"  {shape:24} {off:.2e} {us:6.1f} us {flop / us / 1e6:4.0f} TFLOP/s  model {model:.1f}"
+            f"{'' if torch.equal(got, again) else '  NOT THE SAME TWICE'}",
+            flush=True,
+        )
+
+
+def main():
+    """Compile everything side by side, then measure."""
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+    print(torch.cuda.get_device_name(), torch.__version__, flush=True)
+    torch.zeros(1, device="cuda")
+    products = Products(torch.device("cuda", 0))
+    tried = {
+        case: list(
+            islice(plans(case.n, case.features, case.depth, case.after, case.splits, 132), most)
+        )
+        for case in CASES
+    }
+
+    def compiled(job):
+        torch.cuda.set_device(0)
+        torch.zeros(1, device="cuda")
+        products.kernel(*job)
+
+    with ThreadPoolExecutor(16) as pool:
+        jobs = {(plan, case.after) for case, chosen in tried.items() for plan in chosen}
+        list(pool.map(compiled, jobs))
+    print("compiled", len(jobs), flush=True)
+    for case in CASES:
+        measure(case, products, tried[case])
+
+
+if __name__ == "__main__":
+    main()
