@@ -13,6 +13,7 @@ key/value head, d head_dim.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,8 +22,17 @@ from torch import Tensor
 from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 
-ROWS, KEYS = 64, 64
-"""Query rows per program, and keys per step."""
+
+class Tiles(NamedTuple):
+    """Of a program: query rows, keys per step, warps, and steps whose keys are on their way."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+TILES = Tiles(64, 64, 4, 2)
 
 
 def attention(
@@ -51,7 +61,7 @@ def attention(
     # A head_dim that is no power of two is cut in two: 72 as 64 + 16 is cheaper than as 128.
     major = max(16, 1 << (dim.bit_length() - 1))
     minor = max(16, triton.next_power_of_2(dim - major)) if dim > major else 0
-    _attention[(triton.cdiv(tokens * shared, ROWS), batch * kv_heads)](
+    _attention[(triton.cdiv(tokens * shared, TILES.rows), batch * kv_heads)](
         query,
         keys,
         values,
@@ -77,10 +87,10 @@ def attention(
         MINOR=minor,
         SCALE=math.log2(math.e) / math.sqrt(dim),  # exp2 is the hardware's exponential
         MASKED=valid_text is not None,
-        ROWS=ROWS,
-        KEYS=KEYS,
-        num_stages=2,
-        num_warps=4,
+        ROWS=TILES.rows,
+        KEYS=TILES.keys,
+        num_stages=TILES.stages,
+        num_warps=TILES.warps,
         **dependent(query.device),
     )
     return out
