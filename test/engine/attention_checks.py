@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from safe_pruner_node.engine.cuda import image_attention
+from safe_pruner_node.engine.cuda import image_attention, prefill_attention
 from safe_pruner_node.engine.kernels import attention as triton_attention
 from safe_pruner_node.engine.kernels.attention import Tiles, attention
 from safe_pruner_node.engine.kernels.dependent import dependent
@@ -225,10 +225,18 @@ def check_prefill(device, tokens, dim):
     heads, fine = PI05.vlm.heads, True
     print(f"prefill, {tokens} x {heads} rows, {tokens} keys")
     q, k, v = random(heads + 2, tokens, dim, device=device, scale=2.0).split((heads, 1, 1))
+    fine &= check_padding(device, q, k, v)
     q = q.transpose(0, 1).contiguous()[None, :, None]  # [1, N, 1, h, d]
     exact = scaled_dot_product_attention(
         q[0, :, 0].transpose(0, 1).float(), k.float(), v.float()
     ).transpose(0, 1)  # [N, h, d]
+    if device == "cuda":
+        ours, chosen = prefill_attention.PrefillAttention(), prefill_attention.parts
+        for shares in {320: (5, 3, 2, 1), 896: (2, 1)}[tokens]:
+            prefill_attention.parts = lambda *_, n=shares: n
+            call = lambda: ours(q[0, :, 0], (k[None], v[None]), None, 0)  # noqa: E731
+            fine &= report(f"CUDA, keys in {shares}", call().view_as(exact), exact, call)
+        prefill_attention.parts = chosen
     tiles = itertools.starmap(
         Tiles,
         [
@@ -254,6 +262,21 @@ def check_prefill(device, tokens, dim):
         for t in itertools.starmap(Tiles, variants if device == "cuda" else variants[:1]):
             name, call = f"{function.__name__} {tuple(t)}", lambda f=function, t=t: f(t, *flat)
             fine &= guarded(name, call, exact)
+    return fine
+
+
+def check_padding(device, q, k, v, n_text=33):
+    """CUDA's, where the last keys are padding."""
+    if device != "cuda":
+        return True
+    ours, fine = prefill_attention.PrefillAttention(), True
+    for valid in (1, 20):
+        n = k.shape[1] - n_text + valid
+        exact = scaled_dot_product_attention(q.float(), k[:, :n].float(), v[:, :n].float())
+        given = torch.tensor(valid, device=device)
+        found = ours(q.transpose(0, 1).contiguous(), (k[None], v[None]), given, n_text)
+        found = found.unflatten(1, (len(q), -1)).transpose(0, 1)  # [h, N, d]
+        fine &= report(f"CUDA, {valid} of the last {n_text} keys", found, exact)
     return fine
 
 

@@ -18,7 +18,7 @@ from fused_prefix_checks import SMALL, Case, off, random_policy, random_query
 from torch.nn.functional import scaled_dot_product_attention
 
 from safe_pruner_node.engine import fused_vision
-from safe_pruner_node.engine.cuda import image_attention
+from safe_pruner_node.engine.cuda import available, image_attention
 from safe_pruner_node.engine.cuda.image_attention import Arguments, ImageAttention, defines, fits
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.pi05.config import PI05
@@ -58,7 +58,7 @@ def test_it_compiles():
     pytest.importorskip("cuda.bindings", reason="only torch's CUDA builds bring the compiler")
     from safe_pruner_node.engine.cuda.compile import compile_cubin
 
-    cubin = compile_cubin(TEXT, image_attention.ARCH, defines(16))
+    cubin = compile_cubin(TEXT, available.ARCH, defines(16))
     assert image_attention.NAME.encode() in cubin
 
 
@@ -83,7 +83,7 @@ def test_what_the_kernel_is_for(monkeypatch, capability, change, fit):
         "bindings": object(),
     } | change
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(image_attention, "find_spec", lambda _: given["bindings"])
+    monkeypatch.setattr(available, "find_spec", lambda _: given["bindings"])
     assert fits(given["config"], SimpleNamespace(**given)) is fit
 
 

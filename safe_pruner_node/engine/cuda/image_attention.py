@@ -6,17 +6,15 @@ Shapes: N rows (patches of all images), D width, h heads.
 from __future__ import annotations
 
 import ctypes
-from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from safe_pruner_node.engine.cuda.available import ARCH, available
 from safe_pruner_node.pi05.config import VisionConfig
 
 SOURCE = Path(__file__).with_suffix(".cu")
 NAME = "image_attention"
-ARCH, CAPABILITY = "sm_90a", (9, 0)
 
 DIM, KEYS = 72, 256
 """Channels of a head, patches of an image."""
@@ -37,18 +35,13 @@ def defines(heads: int) -> dict[str, int]:
 
 
 def fits(config: VisionConfig, weight: Tensor) -> bool:
-    """True when the kernel is for a tower and for where its weights are, and can be compiled.
+    """True when the kernel is for a tower, and for where its weights are.
 
     Args:
         config: The tower's sizes.
         weight: One of its matrices.
     """
-    sizes = (config.width // config.heads, config.tokens)
-    if weight.device.type != "cuda" or weight.dtype != torch.bfloat16 or sizes != (DIM, KEYS):
-        return False
-    if torch.cuda.get_device_capability(weight.device) != CAPABILITY:
-        return False
-    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
+    return (config.width // config.heads, config.tokens) == (DIM, KEYS) and available(weight)
 
 
 class ImageAttention:
