@@ -21,6 +21,9 @@ from safe_pruner_node.engine.kernels.quantise import cut_off
 EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
 
+WARPS = 4
+"""Of a program."""
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -92,6 +95,7 @@ def _norm(
         ADDS_BIAS=residual.bias is not None,
         CENTRED=bias is not None,
         LARGEST=None if scale is None else LARGEST,
+        num_warps=WARPS,
         **dependent(x.device),
     )
     return complete, y
