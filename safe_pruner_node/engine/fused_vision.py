@@ -1,4 +1,4 @@
-"""The vision tower in few kernels: cuBLAS for the GEMMs, Triton for what is between them.
+"""The vision tower in few kernels: cuBLAS for the GEMMs, our own for what is between them.
 
 Same function as `Pi05.embed_images`, rounded to the model's type in fewer places. Per layer: norm,
 QKV, attention, output projection, norm, first and second half of the MLP. Residuals are added by
@@ -10,17 +10,21 @@ d channels per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from safe_pruner_node.engine.cuda.image_attention import ImageAttention, fits
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.packed_weights import stack
+from safe_pruner_node.pi05.config import VisionConfig
 from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
 
 
@@ -42,6 +46,7 @@ class FusedVision:
         self._position = tower.embeddings.position_embedding.weight.data
         layers = cast("nn.ModuleList", tower.encoder["layers"])
         self._layers = [_Layer.of(cast("SiglipLayer", layer)) for layer in layers]
+        self._attention = _attention(self._config, self._layers[0].qkv.weight)
         self._norm = _affine(tower.post_layernorm)
         self._projector = _affine(root.get_submodule("multi_modal_projector.linear"))
 
@@ -58,13 +63,9 @@ class FusedVision:
         return z.to(self._dtype)
 
     def _layer(self, residual: Residual, layer: _Layer) -> Residual:
-        config = self._config
         x, y = layer_norm(residual, layer.norm1.weight, layer.norm1.bias)  # [N, D] each
         qkv = torch.addmm(layer.qkv.bias, y, layer.qkv.weight.T)  # [N, 3D]
-        heads = qkv.view(-1, config.tokens, 3, config.heads, 1, config.width // config.heads)
-        q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
-        k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
-        attended = attention(q, k, v).view(x.shape)  # [N, D]
+        attended = self._attention(qkv)  # [N, D]
         residual = Residual(x, (attended @ layer.out.weight.T)[None], layer.out.bias)
         x, y = layer_norm(residual, layer.norm2.weight, layer.norm2.bias)  # [N, D] each
         hidden = _linear_gelu(y, layer.fc1)  # [N, F]
@@ -108,6 +109,20 @@ class _Layer:
 
 def _affine(module: nn.Module) -> _Affine:
     return _Affine(module.get_parameter("weight").data, module.get_parameter("bias").data)
+
+
+def _attention(config: VisionConfig, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes attended rows [N, D] of queries, keys and values [N, 3D]."""
+    if fits(config, weight):
+        return ImageAttention(config.heads)
+    return partial(_attention_in_triton, config)
+
+
+def _attention_in_triton(config: VisionConfig, qkv: Tensor) -> Tensor:
+    heads = qkv.view(-1, config.tokens, 3, config.heads, 1, config.width // config.heads)
+    q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
+    k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
+    return attention(q, k, v).view(len(qkv), config.width)  # [N, D]
 
 
 def _linear_gelu(x: Tensor, linear: _Affine) -> Tensor:

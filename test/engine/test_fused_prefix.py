@@ -30,7 +30,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from safe_pruner_node.engine.fused_prefix import MANY_ROWS, MAX_TOKENS, FusedPrefix
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.engine.kernels.activation import COLUMNS, GROUP, ROWS, gelu_mul, glu_linear
-from safe_pruner_node.engine.kernels.attention import KEYS, attention
+from safe_pruner_node.engine.kernels.attention import TILES, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
@@ -178,7 +178,7 @@ def test_packing_again_gives_the_same_matrix(pack):
 
 def test_attention_of_groups_with_large_scores():
     torch.manual_seed(0)
-    most = 2 * KEYS + 9
+    most = 2 * TILES.keys + 9
     q = torch.randn(2, 25, 2, 3, 24, device=DEVICE) * 40  # [B, N, g, r, d]
     k, v = torch.randn(2, 2, 2, most, 24, device=DEVICE)  # [B, g, M, d] each
     plain = q.flatten(2, 3).transpose(1, 2)  # [B, g * r, N, d]

@@ -15,6 +15,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from safe_pruner_node.engine.e4m3 import E4M3, LARGEST, Scales
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.engine.kernels.quantise import cut_off
 
 BLOCK = 2048
@@ -41,7 +43,14 @@ def gelu_mul(projected: Tensor, scale: float | None = None) -> Tensor:
     hidden = _new(projected, rows, columns // 2, scale)  # [N, F]
     n = hidden.numel()
     _gelu_mul[(triton.cdiv(n, BLOCK),)](
-        projected, hidden, n, _per(scale), BLOCK=BLOCK, LARGEST=_largest(scale), num_warps=8
+        projected,
+        hidden,
+        n,
+        _per(scale),
+        BLOCK=BLOCK,
+        LARGEST=_largest(scale),
+        num_warps=8,
+        **dependent(projected.device),
     )
     return hidden
 
@@ -85,6 +94,7 @@ def glu_linear(
         LARGEST=_largest(scale),
         num_stages=3,
         num_warps=8,
+        **dependent(x.device),
     )
     return hidden
 
@@ -117,10 +127,20 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def _gelu_mul(projected, hidden, n, per_scale, BLOCK: tl.constexpr, LARGEST: tl.constexpr):
+def _gelu_mul(
+    projected,
+    hidden,
+    n,
+    per_scale,
+    BLOCK: tl.constexpr,
+    LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
+):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     pair = tl.arange(0, 2 * BLOCK)
     inside = pair < 2 * (n - start)
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     both = tl.load(projected + 2 * start + pair, inside, 0.0, eviction_policy="evict_first")
     gate, up = tl.split(both.to(tl.float32).reshape(BLOCK, 2))  # [BLOCK] each
     channel = tl.arange(0, BLOCK)
@@ -146,7 +166,10 @@ def _glu_linear(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     row_tiles = tl.cdiv(rows, ROWS)
     column_tiles = tl.cdiv(columns, COLUMNS)
     # Flattened, so that loads for the next tile are under way while this one is stored

@@ -13,13 +13,26 @@ key/value head, d head_dim.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, KEYS = 64, 64
-"""Query rows per program, and keys per step."""
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+
+
+class Tiles(NamedTuple):
+    """Of a program: query rows, keys per step, warps, and steps whose keys are on their way."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+TILES = Tiles(64, 64, 4, 2)
 
 
 def attention(
@@ -48,7 +61,7 @@ def attention(
     # A head_dim that is no power of two is cut in two: 72 as 64 + 16 is cheaper than as 128.
     major = max(16, 1 << (dim.bit_length() - 1))
     minor = max(16, triton.next_power_of_2(dim - major)) if dim > major else 0
-    _attention[(triton.cdiv(tokens * shared, ROWS), batch * kv_heads)](
+    _attention[(triton.cdiv(tokens * shared, TILES.rows), batch * kv_heads)](
         query,
         keys,
         values,
@@ -74,10 +87,11 @@ def attention(
         MINOR=minor,
         SCALE=math.log2(math.e) / math.sqrt(dim),  # exp2 is the hardware's exponential
         MASKED=valid_text is not None,
-        ROWS=ROWS,
-        KEYS=KEYS,
-        num_stages=2,
-        num_warps=4,
+        ROWS=TILES.rows,
+        KEYS=TILES.keys,
+        num_stages=TILES.stages,
+        num_warps=TILES.warps,
+        **dependent(query.device),
     )
     return out
 
@@ -116,6 +130,7 @@ def _attention(
     MASKED: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     batch = tl.program_id(1) // KV_HEADS
     head = tl.program_id(1) % KV_HEADS
@@ -126,10 +141,12 @@ def _attention(
     rest = MAJOR + tl.arange(0, MINOR if MINOR > 0 else 16)[None]
     key = tl.arange(0, KEYS)
 
-    source = query + batch * q_batch + head * Q_HEAD
-    source = source + token[:, None] * q_token + (row % SHARED)[:, None] * Q_SHARED
+    offset = token[:, None] * q_token + (row % SHARED)[:, None] * Q_SHARED
+    source = query + batch * q_batch + head * Q_HEAD + offset
     k_source = keys + batch * k_batch + head * K_HEAD
     v_source = values + batch * v_batch + head * V_HEAD
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     q = tl.load(source + channel, inside & (channel < DIM), 0.0)  # [ROWS, MAJOR]
     if MINOR:
         q_rest = tl.load(source + rest, inside & (rest < DIM), 0.0)  # [ROWS, MINOR]
@@ -161,13 +178,13 @@ def _attention(
         total = tl.dot(part, v, total * shrink[:, None], input_precision="ieee")
         if MINOR:
             v_rest = tl.load(v_row + rest, attended[:, None] & (rest < DIM), 0.0)
-            total_rest *= shrink[:, None]
-            total_rest = tl.dot(part, v_rest, total_rest, input_precision="ieee")
+            total_rest = tl.dot(part, v_rest, total_rest * shrink[:, None], input_precision="ieee")
 
-    target = out + batch.to(tl.int64) * n_rows * KV_HEADS * DIM + head * SHARED * DIM
-    target = target + (token * KV_HEADS * SHARED + row % SHARED)[:, None] * DIM
-    dtype = out.dtype.element_ty
+    offset = (token * KV_HEADS + head)[:, None] * SHARED + (row % SHARED)[:, None]  # of heads
+    target = out + batch.to(tl.int64) * n_rows * KV_HEADS * DIM + offset * DIM
     share = 1.0 / weight[:, None]
-    tl.store(target + channel, (total * share).to(dtype), inside & (channel < DIM))
+    tl.store(target + channel, (total * share).to(out.dtype.element_ty), inside & (channel < DIM))
     if MINOR:
-        tl.store(target + rest, (total_rest * share).to(dtype), inside & (rest < DIM))
+        tl.store(
+            target + rest, (total_rest * share).to(out.dtype.element_ty), inside & (rest < DIM)
+        )

@@ -14,10 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from safe_pruner_node.engine.e4m3 import E4M3, LARGEST
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.engine.kernels.quantise import cut_off
 
 EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
+
+WARPS = 4
+"""Of a program."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ def _norm(
         ADDS_BIAS=residual.bias is not None,
         CENTRED=bias is not None,
         LARGEST=None if scale is None else LARGEST,
+        num_warps=WARPS,
+        **dependent(x.device),
     )
     return complete, y
 
@@ -112,28 +119,36 @@ def _norm_rows(
     ADDS_BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
     LARGEST: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     at = row * WIDTH + column
+    # Nobody writes weights: they are here before the rows are.
+    scale = tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
+    if CENTRED:
+        shift = tl.load(bias + column, inside, 0.0).to(tl.float32)  # [D]
+    if ADDS_BIAS:
+        always = tl.load(added + column, inside, 0.0).to(tl.float32)  # [D]
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     value = tl.load(x + at, inside, 0.0).to(tl.float32)  # [D]
     if TERMS > 0:
         for i in tl.static_range(TERMS):
             value += tl.load(terms + i * rows * WIDTH + at, inside, 0.0).to(tl.float32)
         if ADDS_BIAS:
-            value += tl.load(added + column, inside, 0.0).to(tl.float32)
+            value += always
         rounded = value.to(x.dtype.element_ty)
         tl.store(complete + at, rounded, inside)
         value = rounded.to(tl.float32)
-    scale = tl.load(weight + column, inside, 0.0).to(tl.float32)  # [D]
     if CENTRED:
         value = tl.where(inside, value - tl.sum(value, 0) / WIDTH, 0.0)
     else:
         scale += 1.0
     value *= tl.rsqrt(tl.sum(value * value, 0) / WIDTH + EPSILON) * scale
     if CENTRED:
-        value += tl.load(bias + column, inside, 0.0).to(tl.float32)
+        value += shift
     if LARGEST is not None:
         value = cut_off(value * per_scale, LARGEST)
     tl.store(y + at, value.to(y.dtype.element_ty), inside)

@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+
 ROWS, COLUMNS, DEPTH = 64, 64, 64
 """Patches and channels per program, and pixels per step."""
 
@@ -50,6 +53,7 @@ def patch_tokens(
         COLUMNS=COLUMNS,
         DEPTH=DEPTH,
         num_stages=3,
+        **dependent(images.device),
     )
     return x
 
@@ -69,6 +73,7 @@ def _patch_tokens(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     along: tl.constexpr = SIDE // PATCH
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -77,6 +82,8 @@ def _patch_tokens(
     corner = row // (along * along) * (PIXELS // (PATCH * PATCH) * SIDE * SIDE)
     corner += patch // along * (PATCH * SIDE) + patch % along * PATCH  # [ROWS]
 
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, PIXELS, DEPTH):
         pixel = start + tl.arange(0, DEPTH)

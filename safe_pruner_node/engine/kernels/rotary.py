@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.pi05.model import KeyValue, Rope
 
 ROWS = 16
@@ -77,6 +79,7 @@ def _launch(
         DIM=dim,
         HALF=triton.next_power_of_2(dim // 2),
         ROWS=ROWS,
+        **dependent(projected.device),
     )
 
 
@@ -96,12 +99,15 @@ def _rotate_split(
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     head = tl.program_id(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, HALF)
     inside = (row < rows)[:, None] & (channel < DIM // 2)[None]
     source = projected + row[:, None] * stride + head * DIM + channel[None]
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
     first = tl.load(source, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
     second = tl.load(source + DIM // 2, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
     if head < HEADS + KV_HEADS:  # values are not rotated

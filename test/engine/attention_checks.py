@@ -1,0 +1,343 @@
+"""Attention and norms of vision and prefill: errors against fp32, then times; no pytest here.
+
+python test/engine/attention_checks.py                                     a GPU of SM 9.0
+TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     errors of Triton's only
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn.functional import scaled_dot_product_attention
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from safe_pruner_node.engine.cuda import image_attention, prefill_attention
+from safe_pruner_node.engine.kernels import attention as triton_attention
+from safe_pruner_node.engine.kernels import norms
+from safe_pruner_node.engine.kernels.attention import Tiles, attention
+from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
+from safe_pruner_node.engine.kernels.suffix_attention import (
+    join_attention_kernel,
+    suffix_attention_kernel,
+)
+from safe_pruner_node.pi05.config import PI05
+
+BAR = 4e-3
+"""Of the relative error: bf16 rounds probabilities and results."""
+CALLS = 27
+
+
+def off(a, expected):
+    """Relative error, Frobenius."""
+    return float((a.float() - expected.float()).norm() / expected.float().norm())
+
+
+def report(name, found, expected, call=None):
+    """Print an error, and microseconds where there is a GPU to measure them."""
+    error = off(found, expected)
+    time = "" if call is None or not found.is_cuda else f"{graph_us(call):7.2f} us"
+    mark = "" if error < BAR else "  WRONG"
+    print(f"  {name:46} error {error:.1e} {time}{mark}", flush=True)
+    return error < BAR
+
+
+def graph_us(call, replays=20):
+    """Median microseconds of one of `CALLS` calls in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        kept = [call() for _ in range(CALLS)]
+    times = []
+    for _ in range(replays + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    del kept
+    return statistics.median(times[3:]) * 1e3 / CALLS
+
+
+def random(*shape, device, scale=1.0):
+    """The same numbers every time, bf16."""
+    generator = torch.Generator(device).manual_seed(0)
+    numbers = torch.randn(*shape, device=device, generator=generator) * scale
+    return numbers.to(torch.bfloat16)
+
+
+def with_tiles(tiles, *args):
+    """Triton's attention in other tiles."""
+    before, triton_attention.TILES = triton_attention.TILES, tiles
+    try:
+        return attention(*args)
+    finally:
+        triton_attention.TILES = before
+
+
+# ---- vision -------------------------------------------------------------------------------------
+
+
+def image_heads(qkv, vision):
+    """Queries, keys and values as Triton's attention takes them, of [N, 3D]."""
+    heads = qkv.view(-1, vision.tokens, 3, vision.heads, 1, vision.width // vision.heads)
+    q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
+    return q, *(t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
+
+
+def check_vision(device, images):
+    """CUDA's with one and two warpgroups, and Triton's."""
+    vision, fine = PI05.vision, True
+    print(f"vision, {images} images")
+    for scale in (1.0, 6.0):
+        qkv = random(images * vision.tokens, 3 * vision.width, device=device, scale=scale)
+        q, k, v = image_heads(qkv, vision)
+        exact = scaled_dot_product_attention(
+            q.squeeze(3).transpose(1, 2).float(), k.float(), v.float()
+        )  # [C, h, P, d]
+        exact = exact.transpose(1, 2).reshape(len(qkv), -1)  # [N, D]
+        timed = device == "cuda" and scale == 1.0
+        if device == "cuda":
+            for image_attention.WARPGROUPS in (1, 2):
+                ours = image_attention.ImageAttention(vision.heads)
+                name = (
+                    f"CUDA, {image_attention.WARPGROUPS} warpgroups, values up to {4 * scale:.0f}"
+                )
+                call = (lambda f=ours, x=qkv: f(x)) if timed else None
+                fine &= report(name, ours(qkv), exact, call)
+        tiles = [Tiles(64, 64, 4, 2)]
+        if timed:
+            tiles += [Tiles(128, 64, 8, 2), Tiles(128, 128, 8, 2)]
+        for t in tiles:
+            call = (lambda t=t, a=(q, k, v): with_tiles(t, *a)) if timed else None
+            fine &= report(f"Triton {tuple(t)}", with_tiles(t, q, k, v).view_as(exact), exact, call)
+    return fine
+
+
+# ---- prefill ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _by_descriptor(
+    query,
+    keys,
+    values,
+    out,
+    n_keys,
+    SCALE: tl.constexpr,
+    DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Attention whose keys and values the copy engine brings: a candidate."""
+    row = tl.program_id(0) * ROWS
+    wait_for_inputs(PDL)
+    let_next_begin(PDL)
+    q = query.load([row, 0])
+    total = tl.zeros((ROWS, DIM), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    largest = tl.full((ROWS,), float("-inf"), tl.float32)
+    for start in range(0, n_keys, KEYS):
+        k = keys.load([start, 0])
+        score = tl.dot(q, k.T) * SCALE
+        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[None], score, float("-inf"))
+        above = tl.maximum(largest, tl.max(score, 1))
+        probability = tl.exp2(score - above[:, None])
+        shrink = tl.exp2(largest - above)
+        largest = above
+        weight = weight * shrink + tl.sum(probability, 1)
+        v = values.load([start, 0])
+        total = tl.dot(probability.to(v.dtype), v, total * shrink[:, None])
+    out.store([row, 0], (total / weight[:, None]).to(out.dtype))
+
+
+def by_descriptor(tiles, q, k, v):
+    """The candidate: rows [R, d] attend to keys and values [M, d]."""
+    out = torch.empty_like(q)  # [R, d]
+    blocks = [tiles.rows, q.shape[1]], [tiles.keys, q.shape[1]]
+    descriptor = TensorDescriptor.from_tensor
+    _by_descriptor[(triton.cdiv(len(q), tiles.rows),)](
+        descriptor(q, blocks[0]),
+        descriptor(k, blocks[1]),
+        descriptor(v, blocks[1]),
+        descriptor(out, blocks[0]),
+        len(k),
+        SCALE=math.log2(math.e) / math.sqrt(q.shape[1]),
+        DIM=q.shape[1],
+        ROWS=tiles.rows,
+        KEYS=tiles.keys,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+        **dependent(q.device),
+    )
+    return out
+
+
+def in_parts(tiles, q, k, v):
+    """The action expert's two kernels: each program has one block of keys, then they are joined."""
+    (rows, dim), n = q.shape, len(k)
+    parts = triton.cdiv(n, tiles.keys)
+    out, lse = q.new_empty(parts, rows, dim), q.new_empty(parts, rows, dtype=torch.float32)
+    joined, options = torch.empty_like(q), dependent(q.device)
+    blocks = [tiles.rows, dim], [tiles.keys, dim]
+    descriptor = TensorDescriptor.from_tensor
+    suffix_attention_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+        descriptor(q, blocks[0]),
+        descriptor(k, blocks[1]),
+        descriptor(v, blocks[1]),
+        q,
+        out,
+        lse,
+        rows,
+        n,
+        0,
+        0,
+        math.log2(math.e) / math.sqrt(dim),
+        MASKED=False,
+        HEAD_DIM=dim,
+        BLOCK_M=tiles.rows,
+        BLOCK_N=tiles.keys,
+        num_warps=tiles.warps,
+        **options,
+    )
+    join_attention_kernel[(triton.cdiv(rows, 16),)](
+        out, lse, joined, rows, rows, HEADS=1, PARTS=parts, HEAD_DIM=dim, BLOCK_M=16, **options
+    )
+    return joined
+
+
+def check_prefill(device, tokens, dim):
+    """Tiles of Triton's attention, and two other arrangements."""
+    heads, fine = PI05.vlm.heads, True
+    print(f"prefill, {tokens} x {heads} rows, {tokens} keys")
+    q, k, v = random(heads + 2, tokens, dim, device=device, scale=2.0).split((heads, 1, 1))
+    fine &= check_padding(device, q, k, v)
+    q = q.transpose(0, 1).contiguous()[None, :, None]  # [1, N, 1, h, d]
+    exact = scaled_dot_product_attention(
+        q[0, :, 0].transpose(0, 1).float(), k.float(), v.float()
+    ).transpose(0, 1)  # [N, h, d]
+    if device == "cuda":
+        ours, chosen = prefill_attention.PrefillAttention(), prefill_attention.parts
+        for shares in {320: (5, 3, 2, 1), 896: (2, 1)}[tokens]:
+            prefill_attention.parts = lambda *_, n=shares: n
+            call = lambda: ours(q[0, :, 0], (k[None], v[None]), None, 0)  # noqa: E731
+            fine &= report(f"CUDA, keys in {shares}", call().view_as(exact), exact, call)
+        prefill_attention.parts = chosen
+    tiles = itertools.starmap(
+        Tiles,
+        [
+            (64, 64, 4, 2),
+            (64, 64, 4, 3),
+            (64, 128, 4, 2),
+            (128, 64, 8, 2),
+            (32, 64, 4, 2),
+            (32, 64, 2, 2),
+            (16, 64, 4, 2),
+        ],
+    )
+    arguments = (q, k[None], v[None])  # [1, g, N, d] keys and values
+    for t in tiles if device == "cuda" else [Tiles(64, 64, 4, 2)]:
+        name, call = f"Triton {tuple(t)}", lambda t=t: with_tiles(t, *arguments)
+        fine &= guarded(name, call, exact)
+    flat = q.view(-1, dim), k[0], v[0]
+    others = {
+        by_descriptor: ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)),
+        in_parts: ((64, 64, 4, 1), (128, 64, 8, 1), (128, 128, 8, 1)),
+    }
+    for function, variants in others.items():
+        for t in itertools.starmap(Tiles, variants if device == "cuda" else variants[:1]):
+            name, call = f"{function.__name__} {tuple(t)}", lambda f=function, t=t: f(t, *flat)
+            fine &= guarded(name, call, exact)
+    return fine
+
+
+def check_padding(device, q, k, v, n_text=33):
+    """CUDA's, where the last keys are padding."""
+    if device != "cuda":
+        return True
+    ours, fine = prefill_attention.PrefillAttention(), True
+    for valid in (1, 20):
+        n = k.shape[1] - n_text + valid
+        exact = scaled_dot_product_attention(q.float(), k[:, :n].float(), v[:, :n].float())
+        given = torch.tensor(valid, device=device)
+        found = ours(q.transpose(0, 1).contiguous(), (k[None], v[None]), given, n_text)
+        found = found.unflatten(1, (len(q), -1)).transpose(0, 1)  # [h, N, d]
+        fine &= report(f"CUDA, {valid} of the last {n_text} keys", found, exact)
+    return fine
+
+
+def guarded(name, call, exact):
+    """`report`, but tiles that do not fit into shared memory are only said to be so."""
+    try:
+        return report(name, call().view_as(exact), exact, call)
+    except (triton.runtime.errors.OutOfResources, RuntimeError) as error:
+        print(f"  {name:46} {type(error).__name__}: {str(error)[:60]}", flush=True)
+        return True
+
+
+# ---- norms --------------------------------------------------------------------------------------
+
+
+def check_norms(device):
+    """Both norms, adding one term."""
+    print("norms")
+    fine = True
+    for rows, width, centred in ((768, 1152, True), (320, 2048, False), (896, 2048, False)):
+        x, term = random(2, rows, width, device=device)
+        weight, bias, added = random(3, width, device=device)
+        value = (x.float() + term.float() + (added.float() if centred else 0.0)).to(x.dtype).float()
+        if centred:
+            residual = Residual(x, term[None], added)
+            call = lambda r=residual, w=weight, b=bias: layer_norm(r, w, b)[1]  # noqa: E731
+            exact = torch.nn.functional.layer_norm(
+                value, (width,), weight.float(), bias.float(), 1e-6
+            )
+        else:
+            residual = Residual(x, term[None])
+            call = lambda r=residual, w=weight: rms_norm(r, w)[1]  # noqa: E731
+            exact = torch.nn.functional.rms_norm(value, (width,), weight.float() + 1, 1e-6)
+        name, chosen = f"{'layer' if centred else 'RMS'} norm {rows} x {width}", norms.WARPS
+        for norms.WARPS in (1, 2, 4, 8) if device == "cuda" else (chosen,):
+            fine &= report(f"{name}, {norms.WARPS} warps", call(), exact, call)
+        norms.WARPS = chosen
+    return fine
+
+
+@torch.inference_mode()
+def main():
+    """Errors and times; fails where an error is too large."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    device = parser.parse_args().device
+    if device == "cpu":
+        import triton_interpreter  # noqa: F401
+
+        results = [check_vision(device, 1), check_prefill(device, 40, 256), check_norms(device)]
+    else:
+        print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
+        results = [
+            *(check_vision(device, images) for images in (3, 1)),
+            *(check_prefill(device, tokens, 256) for tokens in (320, 896)),
+            check_norms(device),
+        ]
+    if not all(results):
+        sys.exit("an error is too large")
+
+
+if __name__ == "__main__":
+    main()
