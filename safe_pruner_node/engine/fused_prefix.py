@@ -1,4 +1,4 @@
-"""The language model's prefill in few kernels: cuBLAS for the GEMMs, Triton for the rest.
+"""The language model's prefill in few kernels.
 
 Same functions as `stages.read`, `prefix.prefill_early` and `prefix.prefill_late`, rounded to the
 model's type in fewer places. Per layer: norm, QKV, rotation (which also writes the cache),
@@ -17,24 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safe_pruner_node.engine.kernels.activation import gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
 from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import EarlyPrefix
+from safe_pruner_node.engine.products import products_for
 from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.model import GemmaLayer, KeyValue, Pi05
 
 MAX_TOKENS = 8192
 """Rotary tables reach this far: Gemma's context length."""
-
-MANY_ROWS = 512
-"""From here on gate and up with the GELU inside are faster than cuBLAS and a kernel after it. On an
-H100: 188 us against 218 for 888 rows, 84 against 78 for 312. FP8 on an H200: 92 against 118, 44.5
-against 43.7."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,7 @@ class FusedPrefix:
         self._model = model
         self._config = model.config.vlm
         self._layers = [_Layer.of(layer) for layer in model.vlm.blocks()]
+        self._products = products_for(self._layers[0].qkv.weight)
         self._positions = torch.arange(MAX_TOKENS, device=model.device)  # [P]
         cos, sin = model.rope(self._positions[None])
         self._rope = cos[0], sin[0]  # [P, d] each
@@ -104,7 +99,8 @@ class FusedPrefix:
         x, normed = rms_norm(residual, boundary.input_norm)  # [N, D] each
         cache.append(self._keys_values(normed, boundary, positions))
         text = normed.new_empty(self._query_shape(prompt.slots))  # [T, h, d]
-        rotate_queries(normed[n_visual:] @ boundary.query.T, self._rope, positions[n_visual:], text)
+        projected = self._products.terms(normed[n_visual:], boundary.query)  # [S, T, h*d]
+        rotate_queries(projected, self._rope, positions[n_visual:], text)
         cos, sin = self._rope
         return EarlyPrefix(
             layer,
@@ -140,7 +136,8 @@ class FusedPrefix:
             normed = early.normed[0].index_select(0, keep)  # [K, D]
         query = x.new_empty(self._query_shape(len(x)))  # [K + T, h, d]
         visual, text = query.tensor_split((len(normed),))
-        rotate_queries(normed @ boundary.query.T, self._rope, rows[: len(normed)], visual)
+        projected = self._products.terms(normed, boundary.query)  # [S, K, h*d]
+        rotate_queries(projected, self._rope, rows[: len(normed)], visual)
         text.copy_(early.text_query[0].transpose(0, 1))
         residual = self._finish(x, boundary, self._attend(query, early.cache[-1], padding))
         rest = self._layers[early.layer :]
@@ -173,13 +170,13 @@ class FusedPrefix:
         self, residual: Residual, layer: _Layer, positions: Tensor, padding: _Padding
     ) -> tuple[Residual, KeyValue]:
         x, normed = rms_norm(residual, layer.input_norm)  # [N, D] each
-        projected = normed @ layer.qkv.T  # [N, (h + 2g) * d]
+        projected = self._products.terms(normed, layer.qkv)  # [S, N, (h + 2g) * d]
         heads, kv_heads = self._config.heads, self._config.kv_heads
         query, cache = rotate_split(projected, self._rope, positions, heads, kv_heads)
         return self._finish(x, layer, self._attend(query, cache, padding)), cache
 
     def _keys_values(self, normed: Tensor, layer: _Layer, positions: Tensor) -> KeyValue:
-        projected = normed @ layer.keys_values.T  # [N, 2g * d]
+        projected = self._products.terms(normed, layer.keys_values)  # [S, N, 2g * d]
         _, cache = rotate_split(projected, self._rope, positions, 0, self._config.kv_heads)
         return cache
 
@@ -195,14 +192,11 @@ class FusedPrefix:
 
     def _finish(self, x: Tensor, layer: _Layer, attended: Tensor) -> Residual:
         """Output projection and MLP of x [N, D], attended [N, h*d]."""
-        out = (attended @ layer.out.T)[None]  # [1, N, D]
-        gate_up, scale = layer.gate_up, layer.down.input_scale
+        out = self._products.terms(attended, layer.out)  # [S, N, D]
+        gate_up, down = layer.gate_up, layer.down
         x, y = rms_norm(Residual(x, out), layer.output_norm, gate_up.input_scale)  # [N, D] each
-        if len(y) < MANY_ROWS:
-            hidden = gelu_mul(gate_up(y), scale)  # [N, F]
-        else:
-            hidden = glu_linear(y, gate_up.weight, gate_up.scales, scale)  # [N, F]
-        return Residual(x, split_linear(hidden, layer.down))
+        hidden = self._products.gated(y, gate_up, down.input_scale)  # [N, F]
+        return Residual(x, self._products.terms(hidden, down))
 
 
 @dataclass(frozen=True)
@@ -210,10 +204,10 @@ class _Layer:
     """One layer's weights, packed; `query` and `keys_values` are views of `qkv`."""
 
     input_norm: Tensor
-    qkv: Tensor
-    query: Tensor
-    keys_values: Tensor
-    out: Tensor
+    qkv: Projection
+    query: Projection
+    keys_values: Projection
+    out: Projection
     output_norm: Tensor
     gate_up: Projection
     down: Projection
@@ -225,10 +219,10 @@ class _Layer:
         n_query = len(attn.q_proj.weight)
         return cls(
             layer.input_layernorm.weight.data,
-            qkv,
-            qkv[:n_query],
-            qkv[n_query:],
-            attn.o_proj.weight.data,
+            Projection(qkv),
+            Projection(qkv[:n_query]),
+            Projection(qkv[n_query:]),
+            Projection(attn.o_proj.weight.data),
             layer.post_attention_layernorm.weight.data,
             Projection.packed(interleave, mlp.gate_proj, mlp.up_proj),
             Projection.of(mlp.down_proj),

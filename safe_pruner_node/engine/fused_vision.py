@@ -1,4 +1,4 @@
-"""The vision tower in few kernels: cuBLAS for the GEMMs, our own for what is between them.
+"""The vision tower in few kernels.
 
 Same function as `Pi05.embed_images`, rounded to the model's type in fewer places. Per layer: norm,
 QKV, attention, output projection, norm, first and second half of the MLP. Residuals are added by
@@ -17,13 +17,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 
 from safe_pruner_node.engine.cuda.image_attention import ImageAttention, fits
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.packed_weights import stack
+from safe_pruner_node.engine.products import products_for
+from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.pi05.config import VisionConfig
 from safe_pruner_node.pi05.model import Pi05, SiglipLayer, SiglipVision
 
@@ -46,6 +47,7 @@ class FusedVision:
         self._position = tower.embeddings.position_embedding.weight.data
         layers = cast("nn.ModuleList", tower.encoder["layers"])
         self._layers = [_Layer.of(cast("SiglipLayer", layer)) for layer in layers]
+        self._products = products_for(self._layers[0].qkv.weight)
         self._attention = _attention(self._config, self._layers[0].qkv.weight)
         self._norm = _affine(tower.post_layernorm)
         self._projector = _affine(root.get_submodule("multi_modal_projector.linear"))
@@ -59,17 +61,18 @@ class FusedVision:
         for layer in self._layers:
             residual = self._layer(residual, layer)
         _, y = layer_norm(residual, self._norm.weight, self._norm.bias)  # [N, D]
-        z = torch.addmm(self._projector.bias, y, self._projector.weight.T)  # [N, D_vlm]
+        projector = self._projector
+        z = self._products.linear(y, projector.weight, projector.bias)  # [N, D_vlm]
         return z.to(self._dtype)
 
     def _layer(self, residual: Residual, layer: _Layer) -> Residual:
         x, y = layer_norm(residual, layer.norm1.weight, layer.norm1.bias)  # [N, D] each
-        qkv = torch.addmm(layer.qkv.bias, y, layer.qkv.weight.T)  # [N, 3D]
+        qkv = self._products.linear(y, layer.qkv.weight, layer.qkv.bias)  # [N, 3D]
         attended = self._attention(qkv)  # [N, D]
-        residual = Residual(x, (attended @ layer.out.weight.T)[None], layer.out.bias)
+        residual = Residual(x, self._products.terms(attended, layer.out), layer.out_bias)
         x, y = layer_norm(residual, layer.norm2.weight, layer.norm2.bias)  # [N, D] each
-        hidden = _linear_gelu(y, layer.fc1)  # [N, F]
-        return Residual(x, (hidden @ layer.fc2.weight.T)[None], layer.fc2.bias)
+        hidden = self._products.linear_gelu(y, layer.fc1.weight, layer.fc1.bias)  # [N, F]
+        return Residual(x, self._products.terms(hidden, layer.fc2), layer.fc2_bias)
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,12 @@ class _Affine:
 class _Layer:
     norm1: _Affine
     qkv: _Affine
-    out: _Affine
+    out: Projection
+    out_bias: Tensor  # the norm behind the projection adds it
     norm2: _Affine
     fc1: _Affine
-    fc2: _Affine
+    fc2: Projection
+    fc2_bias: Tensor
 
     @classmethod
     def of(cls, layer: SiglipLayer) -> _Layer:
@@ -100,10 +105,12 @@ class _Layer:
         return cls(
             _affine(layer.layer_norm1),
             qkv,
-            _affine(attn.out_proj),
+            Projection(attn.out_proj.weight.data),
+            attn.out_proj.bias.data,
             _affine(layer.layer_norm2),
             _affine(layer.mlp.fc1),
-            _affine(layer.mlp.fc2),
+            Projection(layer.mlp.fc2.weight.data),
+            layer.mlp.fc2.bias.data,
         )
 
 
@@ -123,13 +130,3 @@ def _attention_in_triton(config: VisionConfig, qkv: Tensor) -> Tensor:
     q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
     k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
     return attention(q, k, v).view(len(qkv), config.width)  # [N, D]
-
-
-def _linear_gelu(x: Tensor, linear: _Affine) -> Tensor:
-    """tanh-GELU of a projection of x [N, D] to [N, F], in the GEMM's epilogue."""
-    if x.is_cuda:
-        return torch._addmm_activation(  # noqa: SLF001 - the only door to cuBLASLt's epilogue
-            linear.bias, x, linear.weight.T, use_gelu=True
-        )
-    # On a CPU the same call has the erf form.
-    return gelu(torch.addmm(linear.bias, x, linear.weight.T), approximate="tanh")

@@ -22,7 +22,7 @@ class Projection:
     """
 
     weight: Tensor
-    scales: Scales | None
+    scales: Scales | None = None
 
     @classmethod
     def of(cls, layer: nn.Linear) -> Projection:

@@ -18,14 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from safe_pruner_node.engine.fused_prefix import FusedPrefix
 from safe_pruner_node.engine.fused_vision import FusedVision
-from safe_pruner_node.engine.kernels.activation import gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.kernels.rotary import rotate_split
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.engine.split_linear import split_linear
 from safe_pruner_node.pi05.checkpoint import mixed_dtype
 from safe_pruner_node.pi05.config import PI05, TINY
 from safe_pruner_node.pi05.model import Pi05
@@ -215,25 +213,25 @@ def time_vision_kernels(model, cameras=3):
     n, width, mlp = cameras * config.tokens, config.width, config.mlp
     layers, dtype, p = vision._layers, model.dtype, vision._patches
     x, a, h = (torch.randn(n, w, device=model.device, dtype=dtype) for w in (width, width, mlp))
-    residual = Residual(x, a[None], layers[0].out.bias)
+    residual = Residual(x, a[None], layers[0].out_bias)
     images = torch.rand(cameras, 3, config.image, config.image, device=model.device)
-    packed = torch.addmm(layers[0].qkv.bias, a, layers[0].qkv.weight.T)  # [N, 3D]
+    products, gelu_linear = vision._products, vision._products.linear_gelu
+    packed = products.linear(a, layers[0].qkv.weight, layers[0].qkv.bias)  # [N, 3D]
     heads = packed.view(cameras, config.tokens, 3, config.heads, 1, -1)
     q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
     k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
-    gelu_linear = torch._addmm_activation
     print(f"vision, {n} rows")
     embed = [lambda: patch_tokens(images, p.weight, p.bias, vision._position, dtype)] * 10
     _each("patches", embed, 2 * n * width * p.weight[0].numel())
     norm = [lambda i=i: layer_norm(residual, i.norm1.weight, i.norm1.bias) for i in layers]
     _each("layer norm", norm, n_bytes=8 * n * width)
-    qkv = [lambda i=i: torch.addmm(i.qkv.bias, a, i.qkv.weight.T) for i in layers]
+    qkv = [lambda i=i: products.linear(a, i.qkv.weight, i.qkv.bias) for i in layers]
     _each("QKV GEMM", qkv, 6 * n * width**2)
     _each("attention", [lambda: attention(q, k, v)] * 10, 4 * n * config.tokens * width)
-    _each("output GEMM", [lambda i=i: a @ i.out.weight.T for i in layers], 2 * n * width**2)
-    fc1 = [lambda i=i: gelu_linear(i.fc1.bias, a, i.fc1.weight.T, use_gelu=True) for i in layers]
+    _each("output GEMM", [lambda i=i: products.terms(a, i.out) for i in layers], 2 * n * width**2)
+    fc1 = [lambda i=i: gelu_linear(a, i.fc1.weight, i.fc1.bias) for i in layers]
     _each("fc1 GEMM with GELU", fc1, 2 * n * width * mlp)
-    _each("fc2 GEMM", [lambda i=i: h @ i.fc2.weight.T for i in layers], 2 * n * width * mlp)
+    _each("fc2 GEMM", [lambda i=i: products.terms(h, i.fc2) for i in layers], 2 * n * width * mlp)
 
 
 @torch.inference_mode()
@@ -242,30 +240,34 @@ def time_prefix_kernels(model, n):
     prefix, vlm = FusedPrefix(model), model.config.vlm
     layers, width, mlp = prefix._layers, vlm.width, vlm.mlp
     inner, kv = vlm.heads * vlm.head_dim, 2 * vlm.kv_heads * vlm.head_dim
-    sizes = (width, mlp, 2 * mlp, inner, inner + kv)
-    x, h, both, attended, packed = (
+    sizes = (width, mlp, inner, inner + kv)
+    x, h, attended, packed = (
         torch.randn(n, size, device=model.device, dtype=model.dtype) for size in sizes
     )
     positions = prefix._positions[:n]
-    q, (k, v) = rotate_split(packed, prefix._rope, positions, vlm.heads, vlm.kv_heads)
+    products = prefix._products
+    q, (k, v) = rotate_split(packed[None], prefix._rope, positions, vlm.heads, vlm.kv_heads)
     grouped = q.unflatten(1, (vlm.kv_heads, -1))[None]  # [1, N, g, h/g, d]
     print(f"prefix, {n} rows")
     for terms in (1, 2):
         residual = Residual(x, x.expand(terms, -1, -1).contiguous())
         norm = [lambda i=i, r=residual: rms_norm(r, i.input_norm) for i in layers]
         _each(f"RMS norm, adds {terms}", norm, n_bytes=2 * (3 + terms) * n * width)
-    _each("QKV GEMM", [lambda i=i: x @ i.qkv.T for i in layers], 2 * n * width * (inner + kv))
-    _each("K/V GEMM", [lambda i=i: x @ i.keys_values.T for i in layers], 2 * n * width * kv)
-    rotate = [lambda: rotate_split(packed, prefix._rope, positions, vlm.heads, vlm.kv_heads)] * 10
+    qkv = [lambda i=i: products.terms(x, i.qkv) for i in layers]
+    _each("QKV GEMM", qkv, 2 * n * width * (inner + kv))
+    key_value = [lambda i=i: products.terms(x, i.keys_values) for i in layers]
+    _each("K/V GEMM", key_value, 2 * n * width * kv)
+    rotate = [
+        lambda: rotate_split(packed[None], prefix._rope, positions, vlm.heads, vlm.kv_heads)
+    ] * 10
     _each("rotary", rotate, n_bytes=4 * packed.numel())
     _each("attention", [lambda: attention(grouped, k, v)] * 10, 4 * n * n * inner)
-    _each("output GEMM", [lambda i=i: attended @ i.out.T for i in layers], 2 * n * width * inner)
-    _each("gate and up GEMM", [lambda i=i: i.gate_up(x) for i in layers], 4 * n * width * mlp)
-    _each("GELU", [lambda: gelu_mul(both)] * 10, n_bytes=6 * n * mlp)
-    glu = [lambda i=i: glu_linear(x, i.gate_up.weight) for i in layers]
+    out = [lambda i=i: products.terms(attended, i.out) for i in layers]
+    _each("output GEMM", out, 2 * n * width * inner)
+    glu = [lambda i=i: products.gated(x, i.gate_up, None) for i in layers]
     _each("gate and up GEMM with GELU", glu, 4 * n * width * mlp)
-    down = [lambda i=i: split_linear(h, i.down) for i in layers]
-    _each("down GEMM in 2", down, 2 * n * width * mlp)
+    down = [lambda i=i: products.terms(h, i.down) for i in layers]
+    _each("down GEMM", down, 2 * n * width * mlp)
 
 
 def main():

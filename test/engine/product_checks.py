@@ -7,16 +7,17 @@ import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from safe_pruner_node.engine.cuda.product import After, cycles, plans
-from safe_pruner_node.engine.kernels.activation import gelu_mul, glu_linear
+from safe_pruner_node.engine.cuda.product import After
+from safe_pruner_node.engine.cuda.product_plan import cycles, plans
 from safe_pruner_node.engine.products import Products
+from safe_pruner_node.engine.projection import Projection
+from safe_pruner_node.engine.tensor_core_products import TensorCoreProducts
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,16 @@ def reference(case, x, weight, bias):
     return y
 
 
-def cublas(case, x, weight, bias):
-    """What the fused path did before."""
+def by_libraries(case, x, weight, bias):
+    """The same by cuBLAS and Triton."""
+    products = Products()
     if case.after is After.BIAS:
-        return torch.addmm(bias, x, weight.T)
+        return products.linear(x, weight, bias)[None]
     if case.after is After.BIAS_GELU:
-        return torch._addmm_activation(bias, x, weight.T, use_gelu=True)
+        return products.linear_gelu(x, weight, bias)[None]
     if case.after is After.GATED:
-        return gelu_mul(x @ weight.T) if len(x) < 512 else glu_linear(x, weight)
-    if case.depth == 16384:
-        halves = x.unflatten(1, (2, -1)).transpose(0, 1)
-        return torch.bmm(halves, weight.unflatten(1, (2, -1)).permute(1, 2, 0))
-    return x @ weight.T
+        return products.gated(x, Projection(weight), None)[None]
+    return products.terms(x, Projection(weight))
 
 
 def graph_us(calls, replays=15):
@@ -97,6 +96,13 @@ def graph_us(calls, replays=15):
     return statistics.median(times[3:])
 
 
+def best_plans(case, most):
+    """The first by the model."""
+    found = plans(case.n, case.depth, case.after, case.splits)
+    sizes = case.n, case.features, case.depth, case.after, 132
+    return sorted(found, key=lambda plan: cycles(plan, *sizes))[:most]
+
+
 @torch.inference_mode()
 def measure(case, products, tried):
     """Print errors and times of the best plans by the model."""
@@ -109,22 +115,24 @@ def measure(case, products, tried):
         for _ in range(case.layers)
     ]
     expected = reference(case, x, weights[0], bias)
-    plain = cublas(case, x, weights[0], bias)
-    plain = plain.float().sum(0) if plain.ndim == 3 else plain.float()
+    plain = by_libraries(case, x, weights[0], bias).float().sum(0)
     off = float((plain - expected).norm() / expected.norm())
-    us = graph_us([lambda w=w: cublas(case, x, w, bias) for w in weights])
+    us = graph_us([lambda w=w: by_libraries(case, x, w, bias) for w in weights])
     flop = 2 * case.n * case.features * case.depth
     print(
-        f"{case.name:16} cuBLAS {off:.2e} {us:6.1f} us {flop / us / 1e6:4.0f} TFLOP/s", flush=True
+        f"{case.name:16} libraries {off:.2e} {us:6.1f} us {flop / us / 1e6:4.0f} TFLOP/s",
+        flush=True,
     )
     for plan in tried:
-        got = products(x, weights[0], plan, case.after, bias).float().sum(0)
+        got = products.run(x, weights[0], plan, case.after, bias).float().sum(0)
         off = float((got - expected).norm() / expected.norm())
-        again = products(x, weights[0], plan, case.after, bias).float().sum(0)
-        us = graph_us([lambda w=w, p=plan: products(x, w, p, case.after, bias) for w in weights])
-        shape = f"{plan.rows_at_once:3}x{plan.row_pieces} {plan.features} "
+        again = products.run(x, weights[0], plan, case.after, bias).float().sum(0)
+        us = graph_us(
+            [lambda w=w, p=plan: products.run(x, w, p, case.after, bias) for w in weights]
+        )
+        shape = f"{plan.rows:3} x {plan.features} "
         shape += f"c{plan.cluster_features}x{plan.cluster_rows} s{plan.splits}"
-        model = cycles(plan, case.n, case.features, case.depth, 132) / 1980
+        model = cycles(plan, case.n, case.features, case.depth, case.after, 132) / 1980
         print(
             f"  {shape:24} {off:.2e} {us:6.1f} us {flop / us / 1e6:4.0f} TFLOP/s  model {model:.1f}"
             f"{'' if torch.equal(got, again) else '  NOT THE SAME TWICE'}",
@@ -137,13 +145,8 @@ def main():
     most = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     print(torch.cuda.get_device_name(), torch.__version__, flush=True)
     torch.zeros(1, device="cuda")
-    products = Products(torch.device("cuda", 0))
-    tried = {
-        case: list(
-            islice(plans(case.n, case.features, case.depth, case.after, case.splits, 132), most)
-        )
-        for case in CASES
-    }
+    products = TensorCoreProducts(torch.device("cuda", 0))
+    tried = {case: best_plans(case, most) for case in CASES}
 
     def compiled(job):
         torch.cuda.set_device(0)

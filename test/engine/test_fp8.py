@@ -31,10 +31,11 @@ from safe_pruner_node.engine.fp8 import (
 )
 from safe_pruner_node.engine.fp8_calibration import FILE, Calibration, read_calibration
 from safe_pruner_node.engine.fused import FusedRunner
-from safe_pruner_node.engine.fused_prefix import MANY_ROWS, FusedPrefix
+from safe_pruner_node.engine.fused_prefix import FusedPrefix
 from safe_pruner_node.engine.kernels.activation import gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
+from safe_pruner_node.engine.products import MANY_ROWS
 from safe_pruner_node.engine.session import PolicySession
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError

@@ -27,16 +27,16 @@ from fused_prefix_checks import (
 )
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from safe_pruner_node.engine.fused_prefix import MANY_ROWS, MAX_TOKENS, FusedPrefix
+from safe_pruner_node.engine.fused_prefix import MAX_TOKENS, FusedPrefix
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.engine.kernels.activation import COLUMNS, GROUP, ROWS, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import TILES, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
+from safe_pruner_node.engine.products import LONG, MANY_ROWS, Products
 from safe_pruner_node.engine.projection import Projection
 from safe_pruner_node.engine.prompt import Prompt
-from safe_pruner_node.engine.split_linear import split_linear
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 LAYER = 2
@@ -227,12 +227,25 @@ def test_gelu_in_the_gemm_is_the_gemm_and_then_gelu():
     assert off(glu_linear(x, weight), expected) < (1e-5 if INTERPRETED else 4e-3)
 
 
-def test_a_split_projection_adds_up():
+def test_a_long_projection_is_two_terms():
     torch.manual_seed(0)
-    x, weight = torch.randn(5, 80), torch.randn(7, 80)
-    terms = split_linear(x, Projection(weight, None))
+    x, weight = torch.randn(5, 80), torch.randn(80 // LONG, 80)
+    terms = Products().terms(x, Projection(weight))
     torch.testing.assert_close(terms[0], x[:, :40] @ weight[:, :40].T)
     torch.testing.assert_close(terms.sum(0), x @ weight.T)
+    assert len(Products().terms(x, Projection(torch.randn(80 // LONG + 1, 80)))) == 1
+
+
+def test_rotation_adds_up_terms():
+    torch.manual_seed(0)
+    rope = tuple(torch.randn(9, 8, device=DEVICE) for _ in range(2))
+    rope = tuple(torch.cat([t[:, :4]] * 2, 1) for t in rope)  # both halves are the same
+    positions = torch.tensor([4, 0, 8], device=DEVICE)
+    terms = torch.randn(3, 3, (2 + 2) * 8, device=DEVICE)
+    query, (keys, values) = rotate_split(terms, rope, positions, 2, 1)
+    whole = rotate_split(terms.sum(0, keepdim=True), rope, positions, 2, 1)
+    for ours, expected in zip((query, keys, values), (whole[0], *whole[1]), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """From one packed projection to rotated queries, and keys and values as the cache holds them.
 
-Shapes: N rows, h query heads, g key/value heads, d head_dim.
+A projection that was left as terms is added up on the way.
+
+Shapes: S terms, N rows, h query heads, g key/value heads, d head_dim.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ def rotate_queries(projected: Tensor, rope: Rope, positions: Tensor, out: Tensor
     """Rotate projected queries.
 
     Args:
-        projected: Rows whose channels are the heads', one after the other, [N, h*d].
+        projected: Terms of rows whose channels are the heads', one after the other, contiguous,
+            [S, N, h*d].
         rope: Tables of every position, [P, d] each.
         positions: Position of each row, [N] int64.
         out: Is given the queries, contiguous, [N, h, d].
@@ -36,7 +39,7 @@ def rotate_split(
     """Rotate queries and keys of a packed projection, and take it apart.
 
     Args:
-        projected: Queries, keys, values: [N, (h + 2g) * d].
+        projected: Terms of queries, keys, values, contiguous: [S, N, (h + 2g) * d].
         rope: Tables of every position, [P, d] each.
         positions: Position of each row, [N] int64.
         heads: h; 0 where there are only keys and values.
@@ -45,7 +48,7 @@ def rotate_split(
     Returns:
         Queries [N, h, d]; keys and values, [1, g, N, d] each. All contiguous.
     """
-    rows, columns = projected.shape
+    _, rows, columns = projected.shape
     dim = columns // (heads + 2 * kv_heads)
     query = projected.new_empty(rows, heads, dim)  # [N, h, d]
     keys, values = projected.new_empty(2, 1, kv_heads, rows, dim).unbind(0)  # [1, g, N, d]
@@ -63,7 +66,7 @@ def _launch(
     kv_heads: int,
     dim: int,
 ) -> None:
-    rows = len(projected)
+    terms, rows, columns = projected.shape
     keys, values = (query, query) if cache is None else cache
     _rotate_split[(triton.cdiv(rows, ROWS), heads + 2 * kv_heads)](
         projected,
@@ -73,12 +76,13 @@ def _launch(
         keys,
         values,
         rows,
-        projected.stride(0),
+        columns,
         HEADS=heads,
         KV_HEADS=kv_heads,
         DIM=dim,
         HALF=triton.next_power_of_2(dim // 2),
         ROWS=ROWS,
+        TERMS=terms,
         **dependent(projected.device),
     )
 
@@ -99,6 +103,7 @@ def _rotate_split(
     DIM: tl.constexpr,
     HALF: tl.constexpr,
     ROWS: tl.constexpr,
+    TERMS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     head = tl.program_id(1)
@@ -110,6 +115,10 @@ def _rotate_split(
     let_next_begin(PDL)
     first = tl.load(source, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
     second = tl.load(source + DIM // 2, inside, 0.0).to(tl.float32)  # [ROWS, d/2]
+    for _ in tl.static_range(1, TERMS):
+        source += rows * stride
+        first += tl.load(source, inside, 0.0).to(tl.float32)
+        second += tl.load(source + DIM // 2, inside, 0.0).to(tl.float32)
     if head < HEADS + KV_HEADS:  # values are not rotated
         position = tl.load(positions + row, row < rows, 0)  # [ROWS]
         entry = position[:, None] * DIM + channel[None]  # both halves of a table are the same
