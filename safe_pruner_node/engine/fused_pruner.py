@@ -106,12 +106,7 @@ def judge(
         reference_deep,
         lambda_,
     )  # [N_vis] each
-    kept, kappa = _ranks(selection, scores, early, pi, reference_early)  # [N_vis], []
-    keep = pi.new_empty(selection.k)
-    block = triton.next_power_of_2(vote.n_visual)
-    token_rank.compact_kernel[(1,)](
-        kept, keep, vote.n_visual, BLOCK_ALL=block, num_warps=4, **_launch(keep.device)
-    )
+    keep, kappa = _choose(selection, scores, early, pi, reference_early)  # [K], []
     return Judgement(early, kappa, keep)
 
 
@@ -214,13 +209,14 @@ def _scores(
     return early, scores
 
 
-def _ranks(
+def _choose(
     selection: Selection, scores: Tensor, early: Tensor, pi: Tensor, reference_early: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Which tokens go on, [N_vis] int8, and kappa, fp32, []; of [N_vis] each."""
+    """The tokens that go on, [K] int64, and kappa, fp32, []; of [N_vis] each."""
     cameras, camera, n = len(selection.tokens), selection.tokens[0], len(scores)
-    kept = scores.new_empty(n, dtype=torch.int8)
-    kappa = scores.new_empty(())
+    kept = scores.new_empty(n, dtype=torch.int8)  # [N_vis]
+    keep, kappa = pi.new_empty(selection.k), scores.new_empty(())
+    block, options = triton.next_power_of_2(n), _launch(scores.device)
     token_rank.token_rank_kernel[(triton.cdiv(n, token_rank.TOKENS) + 1,)](
         scores,
         early,
@@ -234,12 +230,13 @@ def _ranks(
         CAMERAS=cameras,
         CAMERA=camera,
         BLOCK_CAMERA=triton.next_power_of_2(camera),
-        BLOCK_ALL=triton.next_power_of_2(n),
+        BLOCK_ALL=block,
         TOKENS=token_rank.TOKENS,
         num_warps=4,
-        **_launch(scores.device),
+        **options,
     )
-    return kept, kappa
+    token_rank.compact_kernel[(1,)](kept, keep, n, BLOCK_ALL=block, num_warps=4, **options)
+    return keep, kappa
 
 
 def _depth(n_bytes: int, like: Tensor) -> int:

@@ -127,9 +127,7 @@ class SafePruner(Pruner):
         n = len(scene.z)
         zeros = partial(torch.zeros, dtype=torch.float32, device=scene.z.device)
         deep = zeros(len(self.deep_layers), n) if self.settings.lambda_ > 0.0 else None
-        return Reference(
-            scene.context, self._query, torch.zeros_like(scene.z), zeros(n), deep
-        )
+        return Reference(scene.context, self._query, torch.zeros_like(scene.z), zeros(n), deep)
 
     def _renewal(self, value: float, age: int) -> str:
         """Why the reference has to be renewed, empty when it need not be."""

@@ -21,7 +21,7 @@ from safe_pruner_node.engine.kernels import early_votes, token_match
 from safe_pruner_node.pruning import judgement, matching
 from safe_pruner_node.pruning.early import Vote
 from safe_pruner_node.pruning.forecast import deep_forecast, fuse
-from safe_pruner_node.pruning.selection import Selection, select
+from safe_pruner_node.pruning.selection import Selection
 
 HEADS, DIM, WIDTH, CAMERA = 8, 256, 2048, 256
 """π0.5's query heads (one key head), head_dim and VLM width, and SigLIP's tokens per image."""
@@ -48,15 +48,25 @@ class Problem:
         return function(*(getattr(self, name) for name in self.__dataclass_fields__))
 
 
-def tokens(cameras, noise, device, dtype=torch.bfloat16, width=WIDTH, camera=CAMERA, seed=0):
+def tokens(
+    cameras, noise, device, common=1.0, dtype=torch.bfloat16, width=WIDTH, camera=CAMERA, seed=0
+):
     """Projector outputs now and at the keyframe, [N, D] each: the same, moved about, and noise.
 
-    Tokens of one image have much in common, as those of a camera do.
+    Args:
+        cameras: How many.
+        noise: Its size; what tells one token from another is 0.5.
+        device: Where.
+        common: Size of what all tokens have in common: the greater, the more alike they are.
+        dtype: Theirs.
+        width: D.
+        camera: Tokens of each.
+        seed: Of all of it.
     """
     random = torch.Generator(device).manual_seed(seed)
     n = cameras * camera
-    common = torch.randn(width, generator=random, device=device)
-    reference = common + torch.randn(n, width, generator=random, device=device) / 2
+    shared = common * torch.randn(width, generator=random, device=device)
+    reference = shared + torch.randn(n, width, generator=random, device=device) / 2
     moved = torch.cat(
         [
             c * camera + torch.randperm(camera, generator=random, device=device)
@@ -122,8 +132,8 @@ def wide(p):
     return Problem(**values)
 
 
-def check_match(z, reference, cameras, *, least=1.0):
-    """How many tokens match the exact nearest one, and what similarity the others lose."""
+def check_match(z, reference, cameras):
+    """How many tokens match the nearest one in fp64, and what similarity the others lose."""
     pi = fused_pruner.correspond(cameras, z, reference)
     unit = torch.nn.functional.normalize(reference.double(), dim=-1)
     own = torch.nn.functional.normalize(z.double(), dim=-1)
@@ -132,7 +142,7 @@ def check_match(z, reference, cameras, *, least=1.0):
     lost = float(((own * unit[best]).sum(-1) - (own * unit[pi]).sum(-1)).max())
     plain = matching.correspond(cameras, z, reference)
     theirs = float((plain == best).float().mean())
-    assert same >= min(least, theirs), (same, theirs)
+    assert same >= theirs - 0.01, (same, theirs)
     assert lost < 1e-6, lost
     return f"exact nearest {same:.2%} (plain {theirs:.2%}), similarity lost {lost:.1e}"
 
@@ -160,12 +170,14 @@ def check_judge(p):
 def check_all(device):
     """Print every comparison; fail where one is worse than it may be."""
     small = device == "cpu"  # the interpreter is slow
-    for cameras, noise, within in itertools.product((1, 2, 3), (0.05, 0.5), (True, False)):
-        width = 256 if small else WIDTH
-        z, reference = tokens(cameras, noise, device, width=width)
-        groups = (CAMERA,) * cameras if within else None
-        found = check_match(z, reference, groups)
-        print(f"match, {cameras} cameras, {noise} noise, within {within}: {found}", flush=True)
+    width = 256 if small else WIDTH
+    for cameras, noise, common, within in itertools.product(
+        (1, 3), (0.05, 1.0), (1.0, 20.0), (True, False)
+    ):
+        z, reference = tokens(cameras, noise, device, common, width=width)
+        found = check_match(z, reference, (CAMERA,) * cameras if within else None)
+        case = f"{cameras} cameras, noise {noise}, in common {common}, within {within}"
+        print(f"match, {case}: {found}", flush=True)
     for rows, over, padded in itertools.product(
         ("text", "last_text", "action_probe"), ("visual", "all"), (True, False)
     ):
@@ -202,10 +214,9 @@ def graph_us(function, times=20, replays=100):
 
 
 def show(name, function):
-    """Print the time of a call, and give that in a row."""
+    """Print the time of a call."""
     alone, in_row = graph_us(function)
-    print(f"{name:58} alone {alone:7.1f} us, in a row {in_row:7.1f} us", flush=True)
-    return in_row
+    print(f"{name:75} alone {alone:7.1f} us, in a row {in_row:7.1f} us", flush=True)
 
 
 @torch.inference_mode()
@@ -236,14 +247,15 @@ def time_kernels():
     show("judge: scores", lambda: fused_pruner._scores(*scored))
     early, scores = fused_pruner._scores(*scored)
     ranked = p.selection, scores, early, p.pi, p.reference_early
-    show("judge: ranks and kappa", lambda: fused_pruner._ranks(*ranked))
+    show("judge: kappa, ranks, indices", lambda: fused_pruner._choose(*ranked))
 
 
 @torch.inference_mode()
 def tune():
     """Print the time of both products in other block sizes, 3 cameras."""
     z, reference = tokens(3, 0.3, "cuda")
-    for rows, references, n_bytes, stages, warps in (
+    names = ("ROWS", "REFERENCES", "DEPTH_BYTES", "STAGES", "WARPS")
+    for sizes in (
         *itertools.product((32, 64), (64,), (128, 256), (3, 4, 6), (4,)),
         (16, 64, 256, 4, 4),
         (32, 32, 256, 4, 4),
@@ -251,12 +263,14 @@ def tune():
         (32, 128, 256, 4, 8),
         (64, 64, 256, 4, 8),
     ):
-        token_match.ROWS, token_match.REFERENCES, token_match.DEPTH_BYTES = rows, references, n_bytes
-        token_match.STAGES, token_match.WARPS = stages, warps
-        tiles = f"{rows} x {references} x {n_bytes} B, {stages} stages, {warps} warps"
-        _try(f"match, {tiles}", lambda: fused_pruner.correspond((CAMERA,) * 3, z, reference))
+        for name, size in zip(names, sizes, strict=True):
+            setattr(token_match, name, size)
+        _try(
+            f"match, {names} {sizes}", lambda: fused_pruner.correspond((CAMERA,) * 3, z, reference)
+        )
     p = problem(device="cuda")
-    for rows, n_bytes, stages, warps in (
+    names = ("ROWS", "DEPTH_BYTES", "STAGES", "WARPS")
+    for sizes in (
         (16, 64, 3, 8),
         (16, 64, 2, 8),
         (16, 128, 1, 8),
@@ -267,11 +281,10 @@ def tune():
         (32, 64, 3, 16),
         (8, 64, 3, 8),
     ):
-        early_votes.ROWS, early_votes.DEPTH_BYTES = rows, n_bytes
-        early_votes.STAGES, early_votes.WARPS = stages, warps
-        tiles = f"{rows} rows, {n_bytes} B, {stages} stages, {warps} warps"
+        for name, size in zip(names, sizes, strict=True):
+            setattr(early_votes, name, size)
         _try(
-            f"votes, {tiles}",
+            f"votes, {names} {sizes}",
             lambda: fused_pruner._votes(p.vote, p.query[0], p.keys[0], p.n_text),
         )
 
@@ -280,7 +293,7 @@ def _try(name, function):
     try:
         show(name, function)
     except Exception as error:  # noqa: BLE001 - tiles that do not fit are no end
-        print(f"{name:58} {type(error).__name__}", flush=True)
+        print(f"{name:75} {type(error).__name__}", flush=True)
 
 
 def main():

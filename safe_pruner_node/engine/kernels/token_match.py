@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
+from safe_pruner_node.engine.kernels.token_rank import nan_as_infinite
 
 ROWS, REFERENCES = 32, 64
 """Of a tile: 96 programs for three cameras of 256 tokens, so that most of a GPU reads; the
@@ -65,8 +66,7 @@ def token_match_kernel(
         squares += wide * wide
     length = tl.maximum(tl.sqrt(tl.sum(squares, 1)), SHORTEST)  # [REFERENCES]
     similarity = product / length[:, None]  # [REFERENCES, ROWS]
-    # As torch's argmax has it: the first NaN is the greatest.
-    similarity = tl.where(similarity != similarity, float("inf"), similarity)
+    similarity = nan_as_infinite(similarity)  # torch's argmax is a NaN's index too
     similarity = tl.where((other < CAMERA)[:, None], similarity, float("-inf"))
     greatest, index = tl.max(similarity, 0, return_indices=True)  # [ROWS]; the lowest of equal ones
     at = part * n_tokens + first + row

@@ -48,13 +48,15 @@ def token_rank_kernel(
         other = tl.arange(0, BLOCK_CAMERA)
         wait_for_inputs(PDL)
         let_next_begin(PDL)
-        score = _ordered(tl.load(scores + token, token < n_tokens, 0.0))[:, None]  # [TOKENS, 1]
+        score = nan_as_infinite(tl.load(scores + token, token < n_tokens, 0.0))[
+            :, None
+        ]  # [TOKENS, 1]
         claimed = token < 0  # nobody yet
         rivals = tl.zeros((TOKENS,), tl.int32)
         for camera in tl.static_range(CAMERAS):
             index = camera * CAMERA + other
             rival = tl.load(scores + index, other < CAMERA, 0.0)
-            rival = _ordered(rival)[None]  # [1, BLOCK_CAMERA]
+            rival = nan_as_infinite(rival)[None]  # [1, BLOCK_CAMERA]
             tied = (rival == score) & (index[None] < token[:, None])
             before = ((rival > score) | tied) & (other < CAMERA)[None]
             ahead = tl.sum(before.to(tl.int32), 1)  # [TOKENS]
@@ -65,15 +67,13 @@ def token_rank_kernel(
 
 
 @triton.jit
-def _ordered(score):
-    """NaN counts as infinite."""
-    return tl.where(score != score, float("inf"), score)
+def nan_as_infinite(score):
+    """What a NaN counts as wherever the greatest is looked for."""
+    return tl.where(score != score, float("inf"), score)  # noqa: PLR0124 - only a NaN is
 
 
 @triton.jit
-def _kappa(
-    early, pi, reference_early, kappa, n_tokens, BLOCK_ALL: tl.constexpr, PDL: tl.constexpr
-):
+def _kappa(early, pi, reference_early, kappa, n_tokens, BLOCK_ALL: tl.constexpr, PDL: tl.constexpr):
     """Cosine of the early map and its own forecast (Eq. 6); of a NaN it is one."""
     token = tl.arange(0, BLOCK_ALL)
     inside = token < n_tokens
