@@ -65,6 +65,7 @@ class FusedRunner(GraphRunner):
             stages.prefill_late: prefix.late,
             stages.denoise: denoise,
         }
+        # Of the pruner, which knows no model.
         self._without_model: dict[Callable[..., Any], Callable[..., Any]] = {
             correspond: fused_pruner.correspond,
             judge: fused_pruner.judge,
@@ -76,7 +77,8 @@ class FusedRunner(GraphRunner):
         """Replay the stage, or capture it first; see `Runner.run`."""
         fused: Callable[..., Result] | None = self._fused.get(stage)
         if fused is None:
-            return super().run(self._without_model.get(stage, stage), fixed, *inputs)
+            own: Callable[..., Result] = self._without_model.get(stage, stage)
+            return super().run(own, fixed, *inputs)
         if fixed[0] is not self._model:
             raise ValueError("a fused runner runs the model it was made for")
         return super().run(fused, fixed[1:], *inputs)

@@ -241,7 +241,8 @@ def _choose(
 
 def _depth(n_bytes: int, like: Tensor) -> int:
     """Elements of a row per turn of a product's loop, no more than a row has."""
-    return max(LEAST, min(n_bytes // like.element_size(), triton.next_power_of_2(like.shape[-1])))
+    whole: int = triton.next_power_of_2(like.shape[-1])
+    return max(LEAST, min(n_bytes // like.element_size(), whole))
 
 
 def _launch(device: torch.device) -> dict[str, bool]:

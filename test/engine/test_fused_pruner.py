@@ -66,6 +66,13 @@ def test_a_tie_goes_to_the_lowest_index():
     assert set(pi.tolist()) == {0, 7, 57}
 
 
+def test_nothing_behind_a_camera_is_nearer_than_what_is_unlike():
+    z, reference = tokens(2, 0.5, DEVICE, 20.0, width=32, camera=70)
+    for cameras in ((70, 70), None):
+        ours = fused_pruner.correspond(cameras, -z, reference)
+        assert ours.tolist() == matching.correspond(cameras, -z, reference).tolist()
+
+
 def test_a_blank_reference_and_rows_of_nan_give_the_plain_indices():
     z, reference = tokens(2, 0.5, DEVICE, width=32, camera=70)
     z[3], z[75] = float("nan"), float("nan")
