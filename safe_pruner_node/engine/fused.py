@@ -13,6 +13,8 @@ from safe_pruner_node.engine.graphs import GraphRunner
 from safe_pruner_node.engine.kernels.tiles import unfit
 from safe_pruner_node.engine.runner import Result
 from safe_pruner_node.pi05.model import Pi05
+from safe_pruner_node.pruning.judgement import judge
+from safe_pruner_node.pruning.matching import correspond
 
 LEAST_SHARED_MEMORY = 227 * 1024
 """Bytes per block of an H100, whose tiles the kernels have; later data-centre GPUs have as many."""
@@ -47,6 +49,7 @@ class FusedRunner(GraphRunner):
 
     def __init__(self, model: Pi05) -> None:
         # Triton is no requirement: only who runs its kernels imports it.
+        from safe_pruner_node.engine import fused_pruner  # noqa: PLC0415
         from safe_pruner_node.engine.fused_denoise import FusedDenoise  # noqa: PLC0415
         from safe_pruner_node.engine.fused_prefix import FusedPrefix  # noqa: PLC0415
         from safe_pruner_node.engine.fused_vision import FusedVision  # noqa: PLC0415
@@ -62,6 +65,11 @@ class FusedRunner(GraphRunner):
             stages.prefill_late: prefix.late,
             stages.denoise: denoise,
         }
+        # Of the pruner, which knows no model.
+        self._without_model: dict[Callable[..., Any], Callable[..., Any]] = {
+            correspond: fused_pruner.correspond,
+            judge: fused_pruner.judge,
+        }
 
     def run(
         self, stage: Callable[..., Result], fixed: tuple[Hashable, ...], *inputs: object
@@ -69,7 +77,8 @@ class FusedRunner(GraphRunner):
         """Replay the stage, or capture it first; see `Runner.run`."""
         fused: Callable[..., Result] | None = self._fused.get(stage)
         if fused is None:
-            return super().run(stage, fixed, *inputs)
+            own: Callable[..., Result] = self._without_model.get(stage, stage)
+            return super().run(own, fixed, *inputs)
         if fixed[0] is not self._model:
             raise ValueError("a fused runner runs the model it was made for")
         return super().run(fused, fixed[1:], *inputs)

@@ -22,7 +22,7 @@ def match(current: Tensor, reference: Tensor, cameras: Sequence[slice] | None = 
     Many current tokens may share one reference token; ties go to the lowest index.
 
     Args:
-        current: Unit rows, [N, D].
+        current: Rows of any length, which moves no argmax, [N, D].
         reference: Unit rows of the keyframe, [N, D].
         cameras: Token ranges that may only be matched with themselves, covering 0..N in
             order; None matches over all tokens.
@@ -38,19 +38,16 @@ def match(current: Tensor, reference: Tensor, cameras: Sequence[slice] | None = 
     return torch.cat(within)
 
 
-def correspond(
-    cameras: tuple[int, ...] | None, z: Tensor, reference: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Unit rows of this query and their nearest ones of the keyframe (algorithm 2).
+def correspond(cameras: tuple[int, ...] | None, z: Tensor, reference: Tensor) -> Tensor:
+    """Nearest token of the keyframe for every token of this query (algorithm 2), in fp32.
 
     Args:
         cameras: Tokens of each camera, to match within a camera; None matches over all tokens.
         z: Projector outputs, [N_vis, D].
-        reference: Unit rows of the keyframe, [N_vis, D].
+        reference: Those of the keyframe, [N_vis, D].
 
     Returns:
-        Unit rows, fp32, [N_vis, D], and pi as `match` gives it, [N_vis] int64.
+        pi as `match` gives it, [N_vis] int64.
     """
-    z_hat = unit_rows(z)
     spans = None if cameras is None else camera_slices(cameras)
-    return z_hat, match(z_hat, reference, spans)
+    return match(z.float(), unit_rows(reference), spans)

@@ -28,14 +28,14 @@ class Reference:
     Attributes:
         context: What it was taken for.
         query: Policy query at which it was taken.
-        z_hat: Unit rows of the projector outputs, fp32, [N_vis, D].
+        z: Projector outputs, in their own type, [N_vis, D].
         early: Prefill saliency at layer ls, [N_vis].
         deep: Action-to-visual saliency at the deep layers, [n_deep, N_vis]; None if unused.
     """
 
     context: Context
     query: int
-    z_hat: Tensor
+    z: Tensor
     early: Tensor
     deep: Tensor | None
 
@@ -46,7 +46,6 @@ class _Shown:
 
     reference: Reference
     stale: str
-    z_hat: Tensor
     pi: Tensor
     early: Tensor | None = None
 
@@ -77,8 +76,8 @@ class SafePruner(Pruner):
         if reference is None or stale:
             reference = self._blank(scene)
         cameras = scene.context.tokens if self.settings.match_within_camera else None
-        z_hat, pi = self._run(correspond, (cameras,), scene.z, reference.z_hat)
-        self._shown = _Shown(reference, stale, z_hat, pi)
+        pi = self._run(correspond, (cameras,), scene.z, reference.z)
+        self._shown = _Shown(reference, stale, pi)
 
     def decide(self, early: EarlyView) -> Decision:
         """Algorithm 1, lines 9 to 20; the read-back of kappa is the step's only one."""
@@ -112,7 +111,7 @@ class SafePruner(Pruner):
         self.reference = Reference(
             context=early.scene.context,
             query=self._query,
-            z_hat=shown.z_hat.clone(),
+            z=early.scene.z.clone(),
             early=shown.early.clone(),
             deep=None if deep is None else deep.clone(),
         )
@@ -125,10 +124,10 @@ class SafePruner(Pruner):
 
     def _blank(self, scene: Scene) -> Reference:
         """Something of the right shapes to compare with, of which nothing will be used."""
-        n, width = scene.z.shape
+        n = len(scene.z)
         zeros = partial(torch.zeros, dtype=torch.float32, device=scene.z.device)
         deep = zeros(len(self.deep_layers), n) if self.settings.lambda_ > 0.0 else None
-        return Reference(scene.context, self._query, zeros(n, width), zeros(n), deep)
+        return Reference(scene.context, self._query, torch.zeros_like(scene.z), zeros(n), deep)
 
     def _renewal(self, value: float, age: int) -> str:
         """Why the reference has to be renewed, empty when it need not be."""
