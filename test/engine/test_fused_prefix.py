@@ -32,6 +32,7 @@ from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.engine.kernels.activation import COLUMNS, GROUP, ROWS, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import TILES, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
+from safe_pruner_node.engine.kernels.rotary import rotate_split
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import prefill_early, prefill_late
 from safe_pruner_node.engine.products import LONG, MANY_ROWS, Products
