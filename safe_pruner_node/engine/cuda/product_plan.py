@@ -36,8 +36,8 @@ ARRIVING = 60
 """Bytes a cycle that come from L2."""
 MEMORY = 1950
 """Bytes a cycle for the whole GPU."""
-LEAVING = 1000
-"""Likewise, of terms that are written and read again."""
+LEAVING = 1500
+"""Likewise, of further terms, which are written and read again."""
 BEGINNING = 4500
 """Cycles from the end of the kernel before to the first product, and from the last to the end."""
 PER_ROW = {After.NOTHING: 12, After.BIAS: 12, After.BIAS_GELU: 16, After.GATED: 8}
@@ -59,7 +59,7 @@ def cycles(
     )
     tile = 1.12 * steps * step + PER_ROW[after] * plan.pieces * plan.rows
     rounds = ceil(plan.units(n, features) / (multiprocessors // plan.cluster))
-    leaving = plan.splits * n * features * 2 / LEAVING
+    leaving = (plan.splits - 1) * n * features * 2 / LEAVING
     return BEGINNING + max(rounds * tile, features * depth * 2 / MEMORY) + leaving
 
 
