@@ -36,7 +36,7 @@ ARRIVING = 60
 """Bytes a cycle that come from L2."""
 MEMORY = 1950
 """Bytes a cycle for the whole GPU."""
-LEAVING = 1500
+LEAVING = 1000
 """Likewise, of further terms, which are written and read again."""
 BEGINNING = 4500
 """Cycles from the end of the kernel before to the first product, and from the last to the end."""
