@@ -29,6 +29,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from safe_pruner_node.engine.fused_prefix import MAX_TOKENS, FusedPrefix
 from safe_pruner_node.engine.fused_vision import FusedVision
+from safe_pruner_node.engine.kernels import norms
 from safe_pruner_node.engine.kernels.activation import COLUMNS, GROUP, ROWS, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import TILES, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
@@ -199,6 +200,11 @@ def test_gelu_at_the_ends():
     both = torch.stack([gate, up], 1).flatten()[None]  # [1, 2F]
     expected = gelu(gate, approximate="tanh") * up
     torch.testing.assert_close(gelu_mul(both)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "warps"), [(48, 1), (1152, 2), (1600, 2), (2048, 4)])
+def test_wide_rows_are_normed_by_more_warps(width, warps):
+    assert norms._warps(width) == warps  # Triton takes powers of two only
 
 
 @pytest.mark.parametrize("terms", [0, 1, 3])
