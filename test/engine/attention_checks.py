@@ -5,7 +5,6 @@ TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     error
 """
 
 import argparse
-import itertools
 import math
 import statistics
 import sys
@@ -19,16 +18,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from safe_pruner_node.engine.cuda import image_attention, prefill_attention
+from safe_pruner_node.engine.cuda import image_attention
 from safe_pruner_node.engine.kernels import attention as triton_attention
+from safe_pruner_node.engine.kernels import prefill_attention
 from safe_pruner_node.engine.kernels.attention import Tiles, attention
 from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
-from safe_pruner_node.engine.kernels.suffix_attention import (
-    join_attention_kernel,
-    suffix_attention_kernel,
-)
 from safe_pruner_node.pi05.config import PI05
 
 BAR = 4e-3
@@ -131,7 +127,7 @@ def check_vision(device, images):
 
 
 @triton.jit
-def _by_descriptor(
+def _by_columns(
     query,
     keys,
     values,
@@ -143,34 +139,34 @@ def _by_descriptor(
     KEYS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Attention whose keys and values the copy engine brings: a candidate."""
+    """Attention whose products have keys and channels as rows, so that few queries fill them."""
     row = tl.program_id(0) * ROWS
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     q = query.load([row, 0])
-    total = tl.zeros((ROWS, DIM), tl.float32)
+    total = tl.zeros((DIM, ROWS), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
     for start in range(0, n_keys, KEYS):
         k = keys.load([start, 0])
-        score = tl.dot(q, k.T) * SCALE
-        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[None], score, float("-inf"))
-        above = tl.maximum(largest, tl.max(score, 1))
-        probability = tl.exp2(score - above[:, None])
-        shrink = tl.exp2(largest - above)
+        score = tl.dot(k, q.T)  # [KEYS, ROWS]
+        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[:, None], score, float("-inf"))
+        above = tl.maximum(largest, tl.max(score, 0))
+        probability = tl.exp2(score * SCALE - (above * SCALE)[None])
+        shrink = tl.exp2((largest - above) * SCALE)
         largest = above
-        weight = weight * shrink + tl.sum(probability, 1)
+        weight = weight * shrink + tl.sum(probability, 0)
         v = values.load([start, 0])
-        total = tl.dot(probability.to(v.dtype), v, total * shrink[:, None])
-    out.store([row, 0], (total / weight[:, None]).to(out.dtype))
+        total = tl.dot(v.T, probability.to(v.dtype), total * shrink[None])  # [d, ROWS]
+    out.store([row, 0], (total * (1.0 / weight)[None]).T.to(out.dtype))
 
 
-def by_descriptor(tiles, q, k, v):
-    """The candidate: rows [R, d] attend to keys and values [M, d]."""
+def by_columns(tiles, q, k, v):
+    """A candidate: rows [R, d] attend to keys and values [M, d]."""
     out = torch.empty_like(q)  # [R, d]
     blocks = [tiles.rows, q.shape[1]], [tiles.keys, q.shape[1]]
     descriptor = TensorDescriptor.from_tensor
-    _by_descriptor[(triton.cdiv(len(q), tiles.rows),)](
+    _by_columns[(triton.cdiv(len(q), tiles.rows),)](
         descriptor(q, blocks[0]),
         descriptor(k, blocks[1]),
         descriptor(v, blocks[1]),
@@ -187,96 +183,31 @@ def by_descriptor(tiles, q, k, v):
     return out
 
 
-def in_parts(tiles, q, k, v):
-    """The action expert's two kernels: each program has one block of keys, then they are joined."""
-    (rows, dim), n = q.shape, len(k)
-    parts = triton.cdiv(n, tiles.keys)
-    out, lse = q.new_empty(parts, rows, dim), q.new_empty(parts, rows, dtype=torch.float32)
-    joined, options = torch.empty_like(q), dependent(q.device)
-    blocks = [tiles.rows, dim], [tiles.keys, dim]
-    descriptor = TensorDescriptor.from_tensor
-    suffix_attention_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        descriptor(q, blocks[0]),
-        descriptor(k, blocks[1]),
-        descriptor(v, blocks[1]),
-        q,
-        out,
-        lse,
-        rows,
-        n,
-        0,
-        0,
-        math.log2(math.e) / math.sqrt(dim),
-        MASKED=False,
-        HEAD_DIM=dim,
-        BLOCK_M=tiles.rows,
-        BLOCK_N=tiles.keys,
-        num_warps=tiles.warps,
-        **options,
-    )
-    join_attention_kernel[(triton.cdiv(rows, 16),)](
-        out, lse, joined, rows, rows, HEADS=1, PARTS=parts, HEAD_DIM=dim, BLOCK_M=16, **options
-    )
-    return joined
-
-
 def check_prefill(device, tokens, dim):
-    """Tiles of Triton's attention, and two other arrangements."""
+    """The kernel in several tiles, with padding too, and a candidate."""
     heads, fine = PI05.vlm.heads, True
     print(f"prefill, {tokens} x {heads} rows, {tokens} keys")
     q, k, v = random(heads + 2, tokens, dim, device=device, scale=2.0).split((heads, 1, 1))
-    fine &= check_padding(device, q, k, v)
-    q = q.transpose(0, 1).contiguous()[None, :, None]  # [1, N, 1, h, d]
-    exact = scaled_dot_product_attention(
-        q[0, :, 0].transpose(0, 1).float(), k.float(), v.float()
-    ).transpose(0, 1)  # [N, h, d]
-    if device == "cuda":
-        ours, chosen = prefill_attention.PrefillAttention(), prefill_attention.parts
-        for shares in {320: (5, 3, 2, 1), 896: (2, 1)}[tokens]:
-            prefill_attention.parts = lambda *_, n=shares: n
-            call = lambda: ours(q[0, :, 0], (k[None], v[None]), None, 0)  # noqa: E731
-            fine &= report(f"CUDA, keys in {shares}", call().view_as(exact), exact, call)
-        prefill_attention.parts = chosen
-    tiles = itertools.starmap(
-        Tiles,
-        [
-            (64, 64, 4, 2),
-            (64, 64, 4, 3),
-            (64, 128, 4, 2),
-            (128, 64, 8, 2),
-            (32, 64, 4, 2),
-            (32, 64, 2, 2),
-            (16, 64, 4, 2),
-        ],
-    )
-    arguments = (q, k[None], v[None])  # [1, g, N, d] keys and values
-    for t in tiles if device == "cuda" else [Tiles(64, 64, 4, 2)]:
-        name, call = f"Triton {tuple(t)}", lambda t=t: with_tiles(t, *arguments)
-        fine &= guarded(name, call, exact)
-    flat = q.view(-1, dim), k[0], v[0]
-    others = {
-        by_descriptor: ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)),
-        in_parts: ((64, 64, 4, 1), (128, 64, 8, 1), (128, 128, 8, 1)),
-    }
-    for function, variants in others.items():
-        for t in itertools.starmap(Tiles, variants if device == "cuda" else variants[:1]):
-            name, call = f"{function.__name__} {tuple(t)}", lambda f=function, t=t: f(t, *flat)
-            fine &= guarded(name, call, exact)
-    return fine
-
-
-def check_padding(device, q, k, v, n_text=33):
-    """CUDA's, where the last keys are padding."""
-    if device != "cuda":
-        return True
-    ours, fine = prefill_attention.PrefillAttention(), True
+    query = q.transpose(0, 1).contiguous()  # [N, h, d]
+    keys, values = k[None], v[None]  # [1, 1, N, d] each
     for valid in (1, 20):
-        n = k.shape[1] - n_text + valid
+        n = tokens - 33 + valid
         exact = scaled_dot_product_attention(q.float(), k[:, :n].float(), v[:, :n].float())
         given = torch.tensor(valid, device=device)
-        found = ours(q.transpose(0, 1).contiguous(), (k[None], v[None]), given, n_text)
-        found = found.unflatten(1, (len(q), -1)).transpose(0, 1)  # [h, N, d]
-        fine &= report(f"CUDA, {valid} of the last {n_text} keys", found, exact)
+        found = prefill_attention.prefill_attention(query, keys, values, given, 33)
+        found = found.unflatten(1, (heads, dim)).transpose(0, 1)  # [h, N, d]
+        fine &= report(f"{valid} of the last 33 keys", found, exact)
+    exact = scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(0, 1)
+    chosen = prefill_attention.TILES
+    for variant in ((64, 64, 4, 3), (64, 64, 8, 3), (64, 32, 4, 4)):
+        prefill_attention.TILES = Tiles(*variant)
+        call = lambda: prefill_attention.prefill_attention(query, keys, values, None, 0)  # noqa: E731
+        fine &= guarded(f"kernel {variant}", call, exact)
+    prefill_attention.TILES = chosen
+    flat = query.view(-1, dim), k[0], v[0]
+    for variant in ((32, 64, 4, 3), (32, 64, 8, 3), (16, 64, 4, 3)):
+        call = lambda t=variant: by_columns(Tiles(*t), *flat)  # noqa: E731
+        fine &= guarded(f"by columns {variant}", call, exact)
     return fine
 
 
