@@ -1,4 +1,4 @@
-"""Attention and norms of vision and prefill: errors against fp32, then times; no pytest here.
+"""Attention, norms and patches of vision and prefill: errors and times; no pytest here.
 
 python test/engine/attention_checks.py                                     a GPU of SM 9.0
 TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     errors of Triton's only
@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, pad, scaled_dot_product_attention, unfold
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from safe_pruner_node.engine.cuda import image_attention
 from safe_pruner_node.engine.kernels import attention as triton_attention
-from safe_pruner_node.engine.kernels import prefill_attention
+from safe_pruner_node.engine.kernels import patches, prefill_attention
 from safe_pruner_node.engine.kernels.attention import Tiles, attention
 from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
@@ -34,12 +34,12 @@ CALLS = 27
 
 def off(a, expected):
     """Relative error, Frobenius."""
-    return float((a.float() - expected.float()).norm() / expected.float().norm())
+    return float((a.double() - expected.double()).norm() / expected.double().norm())
 
 
 def report(name, found, expected, call=None):
     """Print an error, and microseconds where there is a GPU to measure them."""
-    error = off(found, expected)
+    error = off(found.reshape(expected.shape), expected)
     time = "" if call is None or not found.is_cuda else f"{graph_us(call):7.2f} us"
     mark = "" if error < BAR else "  WRONG"
     print(f"  {name:46} error {error:.1e} {time}{mark}", flush=True)
@@ -246,6 +246,53 @@ def check_norms(device):
     return fine
 
 
+# ---- patches ------------------------------------------------------------------------------------
+
+
+def check_patches(device, images):
+    """Both kernels in several tiles, the first alone, and torch's convolution."""
+    vision, fine = PI05.vision, True
+    print(f"patches, {images} images")
+    generator = torch.Generator(device).manual_seed(0)
+    make = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
+    pictures = make(images, 3, vision.image, vision.image).tanh()
+    weight, bias = make(vision.width, 3, vision.patch, vision.patch) / 24, make(vision.width) / 8
+    position = make(vision.tokens, vision.width) / 8
+    convolved = conv2d(pictures.double(), weight.double(), bias.double(), stride=vision.patch)
+    exact = (convolved.flatten(2).transpose(1, 2) + position).flatten(0, 1)  # [N, D]
+    packed = patches.patch_weights(weight, torch.bfloat16)
+    call = lambda: patches.patch_tokens(pictures, packed, bias, position, torch.bfloat16)  # noqa: E731
+    report("(the result's rounding alone)", exact.bfloat16(), exact)
+    names = ("ROWS", "COLUMNS", "DEPTH", "STAGES")
+    before = [getattr(patches, name) for name in names]
+    variants = [
+        (64, 64, 64, 4),
+        (64, 64, 64, 6),
+        (64, 64, 128, 3),
+        (64, 128, 64, 4),
+        (128, 64, 64, 4),
+        (128, 64, 128, 3),
+        (128, 128, 64, 4),
+    ]
+    for variant in variants if device == "cuda" else variants[:1]:
+        for name, value in zip(names, variant, strict=True):
+            setattr(patches, name, value)
+        fine &= guarded(f"kernels, product in {variant}", call, exact)
+    for name, value in zip(names, before, strict=True):
+        setattr(patches, name, value)
+    if device != "cuda":
+        return fine
+    rows = lambda: patches._patch_rows(pictures, vision.image // vision.patch, packed)  # noqa: E731
+    unfolded = pad(unfold(pictures, vision.patch, stride=vision.patch).transpose(1, 2), (0, 4))
+    chosen = patches.PIXELS
+    for patches.PIXELS in (512, 1024, 2048):
+        fine &= report(f"rows, {patches.PIXELS} a program", rows(), unfolded.flatten(0, 1), rows)
+    patches.PIXELS = chosen
+    plain = lambda: conv2d(pictures, weight, bias, stride=vision.patch)  # noqa: E731
+    report("torch's convolution, no positions", plain(), convolved, plain)
+    return fine
+
+
 @torch.inference_mode()
 def main():
     """Errors and times; fails where an error is too large."""
@@ -255,13 +302,19 @@ def main():
     if device == "cpu":
         import triton_interpreter  # noqa: F401
 
-        results = [check_vision(device, 1), check_prefill(device, 40, 256), check_norms(device)]
+        results = [
+            check_vision(device, 1),
+            check_prefill(device, 40, 256),
+            check_norms(device),
+            check_patches(device, 1),
+        ]
     else:
         print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
         results = [
             *(check_vision(device, images) for images in (3, 1)),
             *(check_prefill(device, tokens, 256) for tokens in (320, 896)),
             check_norms(device),
+            *(check_patches(device, images) for images in (3, 1)),
         ]
     if not all(results):
         sys.exit("an error is too large")
