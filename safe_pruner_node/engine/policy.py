@@ -29,6 +29,7 @@ from safe_pruner_node.engine.warm_up import (
 )
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pi05.checkpoint import Checkpoint
+from safe_pruner_node.pi05.model import Pi05
 from safe_pruner_node.pi05.tokenizer import PromptTokenizer
 from safe_pruner_node.pi05.transforms import NormStats
 from safe_pruner_node.pruning.settings import PrunerSettings
@@ -84,6 +85,8 @@ class PolicyEngine(Engine):
         self._state_in_prompt = state_in_prompt
         self._episode = 0
         self._expected: _Expected | None = None
+        # Once: to look through a model's layers takes longer than a stage.
+        self._description = _describe(checkpoint.model, self._session.runner)
 
     def step(
         self, inputs: PolicyInput, noise: NDArray[np.float64] | None = None
@@ -131,7 +134,8 @@ class PolicyEngine(Engine):
             step = _on_host(step)
             normalised = step.actions[0].double().numpy()  # [H, A]
             actions = self._stats.unnormalize_actions(normalised)
-        report = step_report(step, session.settings, config, timer.milliseconds(), self.describe())
+        stage_ms = timer.milliseconds()
+        report = step_report(step, session.settings, config, stage_ms, self._description)
         return actions, report
 
     def place(self, camera: int, image: RgbImage) -> RgbImage:
@@ -176,14 +180,7 @@ class PolicyEngine(Engine):
 
     def describe(self) -> str:
         """Path, device, type and threads."""
-        model, path = self._checkpoint.model, self._session.runner.path
-        dtype = "bf16" if model.dtype == torch.bfloat16 else "fp32"
-        if is_fp8(model):
-            dtype = "fp8"
-        if model.device.type == "cpu":
-            threads = torch.get_num_threads()
-            return f"{path} cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"
-        return f"{path} {torch.cuda.get_device_name(model.device)} {dtype}"
+        return self._description
 
     def warm_up(self, progress: Progress, *, prompt: str = "", cameras: int = 3) -> None:
         """Rehearse a keyframe and a pruned step for every size that the prompt can have.
@@ -245,6 +242,16 @@ class PolicyEngine(Engine):
             raise ConfigError("observation", "state", list(inputs.state.shape), expected)
         if not np.isfinite(inputs.state).all():
             raise ConfigError("observation", "state", inputs.state.tolist(), "finite numbers")
+
+
+def _describe(model: Pi05, runner: Runner) -> str:
+    dtype = "bf16" if model.dtype == torch.bfloat16 else "fp32"
+    if is_fp8(model):
+        dtype = "fp8"
+    if model.device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"{runner.path} cpu {dtype}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{runner.path} {torch.cuda.get_device_name(model.device)} {dtype}"
 
 
 def _on_host(step: SessionStep) -> SessionStep:
