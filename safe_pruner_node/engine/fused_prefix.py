@@ -11,6 +11,7 @@ channels, h query heads, g key/value heads, d head_dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.kernels.attention import attention
+from safe_pruner_node.engine.kernels.gather import embed_rows, kept_rows
 from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
 from safe_pruner_node.engine.kernels.prefill_attention import fits, prefill_attention
 from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
@@ -128,18 +130,19 @@ class FusedPrefix:
         n, n_visual = early.x.shape[1], early.n_visual
         padding = _Padding(n - n_visual, early.prompt_valid)
         boundary = self._layers[early.layer - 1]
+        n_kept = n_visual if keep is None else len(keep)
+        query = early.x.new_empty(self._query_shape(n_kept + n - n_visual))  # [K + T, h, d]
+        text = early.text_query[0].transpose(0, 1)  # [T, h, d]
         if keep is None:
             rows = self._positions[:n]
             x, normed = early.x[0], early.normed[0, :n_visual]
+            query[n_kept:] = text
         else:
-            rows = torch.cat([keep, self._positions[n_visual:n]])  # [K + T]
-            x = early.x[0].index_select(0, rows)  # [K + T, D]
-            normed = early.normed[0].index_select(0, keep)  # [K, D]
-        query = x.new_empty(self._query_shape(len(x)))  # [K + T, h, d]
-        visual, text = query.tensor_split((len(normed),))
+            x, normed, rows = kept_rows(
+                early.x[0], early.normed[0], text.flatten(1), keep, query.flatten(1)
+            )  # [K + T, D], [K, D], [K + T]
         projected = self._products.terms(normed, boundary.query)  # [S, K, h*d]
-        rotate_queries(projected, self._rope, rows[: len(normed)], visual)
-        text.copy_(early.text_query[0].transpose(0, 1))
+        rotate_queries(projected, self._rope, rows[:n_kept], query[:n_kept])
         residual = self._finish(x, boundary, self._attend(query, early.cache[-1], padding))
         rest = self._layers[early.layer :]
         return [*early.cache, *self._to_the_end(residual, rest, rows, padding)]
@@ -148,7 +151,9 @@ class FusedPrefix:
         n = len(z) + prompt.slots
         if n > MAX_TOKENS:
             raise ValueError(f"a prefix of {n} tokens; the language model reads {MAX_TOKENS}")
-        return torch.cat([z, self._model.embed_text(prompt.tokens)[0]])  # [N, D]
+        table = self._model.vlm.embed_tokens.weight  # [V, D]
+        # Scaled as `Pi05.embed_text` does it.
+        return embed_rows(z, prompt.tokens[0], table, math.sqrt(self._config.width))  # [N, D]
 
     def _to_the_end(
         self,

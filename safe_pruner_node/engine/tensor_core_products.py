@@ -34,11 +34,15 @@ if TYPE_CHECKING:
 MOST_TERMS = 8
 """A sum that is left to who reads it; each is written and read once more."""
 
+ALIGNED = 8
+"""Numbers of 16 bytes: rows that are brought and written are a multiple of it."""
+
 
 class TensorCoreProducts(Products):
     """The same products, faster where a model is in bf16.
 
-    FP8, and gate and up of many rows, stay with the libraries: there ours is no faster.
+    FP8, and gate and up of many rows, stay with the libraries: there ours is no faster. So do
+    matrices whose rows or results are no multiple of 16 bytes, which it cannot bring or write.
 
     Args:
         device: Where the weights are; `available` there.
@@ -53,23 +57,30 @@ class TensorCoreProducts(Products):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A projection with a bias; see `Products.linear`."""
+        if not _aligned(weight, len(weight)):
+            return super().linear(x, weight, bias)
         return self._planned(x, weight, After.BIAS, bias)[0]
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A projection with a bias, then GELU; see `Products.linear_gelu`."""
+        if not _aligned(weight, len(weight)):
+            return super().linear_gelu(x, weight, bias)
         return self._planned(x, weight, After.BIAS_GELU, bias)[0]
 
     def terms(self, x: Tensor, projection: Projection) -> Tensor:
         """Terms of a projection; see `Products.terms`."""
-        if projection.scales is not None:
+        weight = projection.weight
+        if projection.scales is not None or not _aligned(weight, len(weight)):
             return super().terms(x, projection)
-        return self._planned(x, projection.weight, After.NOTHING)
+        return self._planned(x, weight, After.NOTHING)
 
     def gated(self, x: Tensor, gate_up: Projection, scale: float | None) -> Tensor:
         """gelu(gate) * up; see `Products.gated`."""
-        if gate_up.scales is not None or len(x) >= MANY_ROWS:
+        weight = gate_up.weight
+        ours = gate_up.scales is None and len(x) < MANY_ROWS
+        if not (ours and _aligned(weight, len(weight) // 2)):
             return super().gated(x, gate_up, scale)
-        return self._planned(x, gate_up.weight, After.GATED)[0]
+        return self._planned(x, weight, After.GATED)[0]
 
     def _planned(
         self, x: Tensor, weight: Tensor, after: After, bias: Tensor | None = None
@@ -139,6 +150,11 @@ def unsupported(weight: Tensor) -> str | None:
         weight: One of its matrices.
     """
     return None if available(weight) else "no SM 9.0 GPU with cuda-bindings, or no bf16"
+
+
+def _aligned(weight: Tensor, out_features: int) -> bool:
+    """True when rows of a weight matrix [F, D], and of what it gives, are multiples of 16 bytes."""
+    return weight.shape[1] % ALIGNED == 0 and out_features % ALIGNED == 0
 
 
 def _weight_map(weight: Tensor, plan: Plan, *, gated: bool) -> Map:
