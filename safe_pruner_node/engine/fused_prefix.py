@@ -21,6 +21,7 @@ from torch import Tensor
 from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.gather import embed_rows, kept_rows
 from safe_pruner_node.engine.kernels.norms import Residual, rms_norm
+from safe_pruner_node.engine.kernels.prefill_attention import fits, prefill_attention
 from safe_pruner_node.engine.kernels.rotary import rotate_queries, rotate_split
 from safe_pruner_node.engine.packed_weights import interleave, stack
 from safe_pruner_node.engine.prefix import EarlyPrefix
@@ -191,6 +192,8 @@ class FusedPrefix:
     def _attend(self, query: Tensor, cache: KeyValue, padding: _Padding) -> Tensor:
         """Attention of queries [N, h, d] to [N, h*d]."""
         keys, values = cache
+        if fits(keys):
+            return prefill_attention(query, keys, values, padding.valid, padding.n_text)
         grouped = query.unflatten(1, (keys.shape[1], -1))[None]  # [1, N, g, h/g, d]
         out = attention(grouped, keys, values, padding.valid, padding.n_text)
         return out.view(len(query), -1)

@@ -1,11 +1,10 @@
-"""Attention and norms of vision and prefill: errors against fp32, then times; no pytest here.
+"""Attention, norms and patches of vision and prefill: errors and times; no pytest here.
 
 python test/engine/attention_checks.py                                     a GPU of SM 9.0
 TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     errors of Triton's only
 """
 
 import argparse
-import itertools
 import math
 import statistics
 import sys
@@ -14,22 +13,17 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, pad, scaled_dot_product_attention, unfold
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from safe_pruner_node.engine.cuda import image_attention, prefill_attention
-from safe_pruner_node.engine.kernels import attention as triton_attention
-from safe_pruner_node.engine.kernels import norms
+from safe_pruner_node.engine.cuda import image_attention
+from safe_pruner_node.engine.kernels import patches, prefill_attention
 from safe_pruner_node.engine.kernels.attention import Tiles, attention
 from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
-from safe_pruner_node.engine.kernels.suffix_attention import (
-    join_attention_kernel,
-    suffix_attention_kernel,
-)
 from safe_pruner_node.pi05.config import PI05
 
 BAR = 4e-3
@@ -39,12 +33,12 @@ CALLS = 27
 
 def off(a, expected):
     """Relative error, Frobenius."""
-    return float((a.float() - expected.float()).norm() / expected.float().norm())
+    return float((a.double() - expected.double()).norm() / expected.double().norm())
 
 
 def report(name, found, expected, call=None):
     """Print an error, and microseconds where there is a GPU to measure them."""
-    error = off(found, expected)
+    error = off(found.reshape(expected.shape), expected)
     time = "" if call is None or not found.is_cuda else f"{graph_us(call):7.2f} us"
     mark = "" if error < BAR else "  WRONG"
     print(f"  {name:46} error {error:.1e} {time}{mark}", flush=True)
@@ -80,15 +74,6 @@ def random(*shape, device, scale=1.0):
     return numbers.to(torch.bfloat16)
 
 
-def with_tiles(tiles, *args):
-    """Triton's attention in other tiles."""
-    before, triton_attention.TILES = triton_attention.TILES, tiles
-    try:
-        return attention(*args)
-    finally:
-        triton_attention.TILES = before
-
-
 # ---- vision -------------------------------------------------------------------------------------
 
 
@@ -112,19 +97,16 @@ def check_vision(device, images):
         exact = exact.transpose(1, 2).reshape(len(qkv), -1)  # [N, D]
         timed = device == "cuda" and scale == 1.0
         if device == "cuda":
-            for image_attention.WARPGROUPS in (1, 2):
+            chosen = image_attention.warpgroups_for
+            for n in (1, 2):
+                image_attention.warpgroups_for = lambda *_, n=n: n
                 ours = image_attention.ImageAttention(vision.heads)
-                name = (
-                    f"CUDA, {image_attention.WARPGROUPS} warpgroups, values up to {4 * scale:.0f}"
-                )
                 call = (lambda f=ours, x=qkv: f(x)) if timed else None
+                name = f"CUDA, {n} warpgroups, values up to {4 * scale:.0f}"
                 fine &= report(name, ours(qkv), exact, call)
-        tiles = [Tiles(64, 64, 4, 2)]
-        if timed:
-            tiles += [Tiles(128, 64, 8, 2), Tiles(128, 128, 8, 2)]
-        for t in tiles:
-            call = (lambda t=t, a=(q, k, v): with_tiles(t, *a)) if timed else None
-            fine &= report(f"Triton {tuple(t)}", with_tiles(t, q, k, v).view_as(exact), exact, call)
+            image_attention.warpgroups_for = chosen
+        call = (lambda a=(q, k, v): attention(*a)) if timed else None
+        fine &= report("Triton", attention(q, k, v), exact, call)
     return fine
 
 
@@ -132,7 +114,7 @@ def check_vision(device, images):
 
 
 @triton.jit
-def _by_descriptor(
+def _by_columns(
     query,
     keys,
     values,
@@ -144,34 +126,34 @@ def _by_descriptor(
     KEYS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Attention whose keys and values the copy engine brings: a candidate."""
+    """Attention whose products have keys and channels as rows, so that few queries fill them."""
     row = tl.program_id(0) * ROWS
     wait_for_inputs(PDL)
     let_next_begin(PDL)
     q = query.load([row, 0])
-    total = tl.zeros((ROWS, DIM), tl.float32)
+    total = tl.zeros((DIM, ROWS), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
     for start in range(0, n_keys, KEYS):
         k = keys.load([start, 0])
-        score = tl.dot(q, k.T) * SCALE
-        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[None], score, float("-inf"))
-        above = tl.maximum(largest, tl.max(score, 1))
-        probability = tl.exp2(score - above[:, None])
-        shrink = tl.exp2(largest - above)
+        score = tl.dot(k, q.T)  # [KEYS, ROWS]
+        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[:, None], score, float("-inf"))
+        above = tl.maximum(largest, tl.max(score, 0))
+        probability = tl.exp2(score * SCALE - (above * SCALE)[None])
+        shrink = tl.exp2((largest - above) * SCALE)
         largest = above
-        weight = weight * shrink + tl.sum(probability, 1)
+        weight = weight * shrink + tl.sum(probability, 0)
         v = values.load([start, 0])
-        total = tl.dot(probability.to(v.dtype), v, total * shrink[:, None])
-    out.store([row, 0], (total / weight[:, None]).to(out.dtype))
+        total = tl.dot(v.T, probability.to(v.dtype), total * shrink[None])  # [d, ROWS]
+    out.store([row, 0], (total * (1.0 / weight)[None]).T.to(out.dtype))
 
 
-def by_descriptor(tiles, q, k, v):
-    """The candidate: rows [R, d] attend to keys and values [M, d]."""
+def by_columns(tiles, q, k, v):
+    """A candidate: rows [R, d] attend to keys and values [M, d]."""
     out = torch.empty_like(q)  # [R, d]
     blocks = [tiles.rows, q.shape[1]], [tiles.keys, q.shape[1]]
     descriptor = TensorDescriptor.from_tensor
-    _by_descriptor[(triton.cdiv(len(q), tiles.rows),)](
+    _by_columns[(triton.cdiv(len(q), tiles.rows),)](
         descriptor(q, blocks[0]),
         descriptor(k, blocks[1]),
         descriptor(v, blocks[1]),
@@ -188,96 +170,31 @@ def by_descriptor(tiles, q, k, v):
     return out
 
 
-def in_parts(tiles, q, k, v):
-    """The action expert's two kernels: each program has one block of keys, then they are joined."""
-    (rows, dim), n = q.shape, len(k)
-    parts = triton.cdiv(n, tiles.keys)
-    out, lse = q.new_empty(parts, rows, dim), q.new_empty(parts, rows, dtype=torch.float32)
-    joined, options = torch.empty_like(q), dependent(q.device)
-    blocks = [tiles.rows, dim], [tiles.keys, dim]
-    descriptor = TensorDescriptor.from_tensor
-    suffix_attention_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        descriptor(q, blocks[0]),
-        descriptor(k, blocks[1]),
-        descriptor(v, blocks[1]),
-        q,
-        out,
-        lse,
-        rows,
-        n,
-        0,
-        0,
-        math.log2(math.e) / math.sqrt(dim),
-        MASKED=False,
-        HEAD_DIM=dim,
-        BLOCK_M=tiles.rows,
-        BLOCK_N=tiles.keys,
-        num_warps=tiles.warps,
-        **options,
-    )
-    join_attention_kernel[(triton.cdiv(rows, 16),)](
-        out, lse, joined, rows, rows, HEADS=1, PARTS=parts, HEAD_DIM=dim, BLOCK_M=16, **options
-    )
-    return joined
-
-
 def check_prefill(device, tokens, dim):
-    """Tiles of Triton's attention, and two other arrangements."""
+    """The kernel in several tiles, with padding too, and a candidate."""
     heads, fine = PI05.vlm.heads, True
     print(f"prefill, {tokens} x {heads} rows, {tokens} keys")
     q, k, v = random(heads + 2, tokens, dim, device=device, scale=2.0).split((heads, 1, 1))
-    fine &= check_padding(device, q, k, v)
-    q = q.transpose(0, 1).contiguous()[None, :, None]  # [1, N, 1, h, d]
-    exact = scaled_dot_product_attention(
-        q[0, :, 0].transpose(0, 1).float(), k.float(), v.float()
-    ).transpose(0, 1)  # [N, h, d]
-    if device == "cuda":
-        ours, chosen = prefill_attention.PrefillAttention(), prefill_attention.parts
-        for shares in {320: (5, 3, 2, 1), 896: (2, 1)}[tokens]:
-            prefill_attention.parts = lambda *_, n=shares: n
-            call = lambda: ours(q[0, :, 0], (k[None], v[None]), None, 0)  # noqa: E731
-            fine &= report(f"CUDA, keys in {shares}", call().view_as(exact), exact, call)
-        prefill_attention.parts = chosen
-    tiles = itertools.starmap(
-        Tiles,
-        [
-            (64, 64, 4, 2),
-            (64, 64, 4, 3),
-            (64, 128, 4, 2),
-            (128, 64, 8, 2),
-            (32, 64, 4, 2),
-            (32, 64, 2, 2),
-            (16, 64, 4, 2),
-        ],
-    )
-    arguments = (q, k[None], v[None])  # [1, g, N, d] keys and values
-    for t in tiles if device == "cuda" else [Tiles(64, 64, 4, 2)]:
-        name, call = f"Triton {tuple(t)}", lambda t=t: with_tiles(t, *arguments)
-        fine &= guarded(name, call, exact)
-    flat = q.view(-1, dim), k[0], v[0]
-    others = {
-        by_descriptor: ((64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)),
-        in_parts: ((64, 64, 4, 1), (128, 64, 8, 1), (128, 128, 8, 1)),
-    }
-    for function, variants in others.items():
-        for t in itertools.starmap(Tiles, variants if device == "cuda" else variants[:1]):
-            name, call = f"{function.__name__} {tuple(t)}", lambda f=function, t=t: f(t, *flat)
-            fine &= guarded(name, call, exact)
-    return fine
-
-
-def check_padding(device, q, k, v, n_text=33):
-    """CUDA's, where the last keys are padding."""
-    if device != "cuda":
-        return True
-    ours, fine = prefill_attention.PrefillAttention(), True
+    query = q.transpose(0, 1).contiguous()  # [N, h, d]
+    keys, values = k[None], v[None]  # [1, 1, N, d] each
     for valid in (1, 20):
-        n = k.shape[1] - n_text + valid
+        n = tokens - 33 + valid
         exact = scaled_dot_product_attention(q.float(), k[:, :n].float(), v[:, :n].float())
         given = torch.tensor(valid, device=device)
-        found = ours(q.transpose(0, 1).contiguous(), (k[None], v[None]), given, n_text)
-        found = found.unflatten(1, (len(q), -1)).transpose(0, 1)  # [h, N, d]
-        fine &= report(f"CUDA, {valid} of the last {n_text} keys", found, exact)
+        found = prefill_attention.prefill_attention(query, keys, values, given, 33)
+        found = found.unflatten(1, (heads, dim)).transpose(0, 1)  # [h, N, d]
+        fine &= report(f"{valid} of the last 33 keys", found, exact)
+    exact = scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(0, 1)
+    chosen = prefill_attention.TILES
+    for variant in ((64, 64, 4, 3), (64, 64, 8, 3), (64, 32, 4, 4)):
+        prefill_attention.TILES = Tiles(*variant)
+        call = lambda: prefill_attention.prefill_attention(query, keys, values, None, 0)  # noqa: E731
+        fine &= guarded(f"kernel {variant}", call, exact)
+    prefill_attention.TILES = chosen
+    flat = query.view(-1, dim), k[0], v[0]
+    for variant in ((32, 64, 4, 3), (32, 64, 8, 3), (16, 64, 4, 3)):
+        call = lambda t=variant: by_columns(Tiles(*t), *flat)  # noqa: E731
+        fine &= guarded(f"by columns {variant}", call, exact)
     return fine
 
 
@@ -311,10 +228,55 @@ def check_norms(device):
             residual = Residual(x, term[None])
             call = lambda r=residual, w=weight: rms_norm(r, w)[1]  # noqa: E731
             exact = torch.nn.functional.rms_norm(value, (width,), weight.float() + 1, 1e-6)
-        name, chosen = f"{'layer' if centred else 'RMS'} norm {rows} x {width}", norms.WARPS
-        for norms.WARPS in (1, 2, 4, 8) if device == "cuda" else (chosen,):
-            fine &= report(f"{name}, {norms.WARPS} warps", call(), exact, call)
-        norms.WARPS = chosen
+        name = f"{'layer' if centred else 'RMS'} norm {rows} x {width}"
+        fine &= report(name, call(), exact, call)
+    return fine
+
+
+# ---- patches ------------------------------------------------------------------------------------
+
+
+def check_patches(device, images):
+    """Both kernels in several tiles, the first alone, and torch's convolution."""
+    vision, fine = PI05.vision, True
+    print(f"patches, {images} images")
+    generator = torch.Generator(device).manual_seed(0)
+    make = lambda *shape: torch.randn(*shape, device=device, generator=generator)  # noqa: E731
+    pictures = make(images, 3, vision.image, vision.image).tanh()
+    weight, bias = make(vision.width, 3, vision.patch, vision.patch) / 24, make(vision.width) / 8
+    position = make(vision.tokens, vision.width) / 8
+    convolved = conv2d(pictures.double(), weight.double(), bias.double(), stride=vision.patch)
+    exact = (convolved.flatten(2).transpose(1, 2) + position).flatten(0, 1)  # [N, D]
+    packed = patches.patch_weights(weight, torch.bfloat16)
+    call = lambda: patches.patch_tokens(pictures, packed, bias, position, torch.bfloat16)  # noqa: E731
+    report("(the result's rounding alone)", exact.bfloat16(), exact)
+    names = ("ROWS", "COLUMNS", "DEPTH", "STAGES")
+    before = [getattr(patches, name) for name in names]
+    variants = [
+        (64, 64, 64, 4),
+        (64, 64, 64, 6),
+        (64, 64, 128, 3),
+        (64, 128, 64, 4),
+        (128, 64, 64, 4),
+        (128, 64, 128, 3),
+        (128, 128, 64, 4),
+    ]
+    for variant in variants if device == "cuda" else variants[:1]:
+        for name, value in zip(names, variant, strict=True):
+            setattr(patches, name, value)
+        fine &= guarded(f"kernels, product in {variant}", call, exact)
+    for name, value in zip(names, before, strict=True):
+        setattr(patches, name, value)
+    if device != "cuda":
+        return fine
+    rows = lambda: patches._patch_rows(pictures, vision.image // vision.patch, packed)  # noqa: E731
+    unfolded = pad(unfold(pictures, vision.patch, stride=vision.patch).transpose(1, 2), (0, 4))
+    chosen = patches.PIXELS
+    for patches.PIXELS in (512, 1024, 2048):
+        fine &= report(f"rows, {patches.PIXELS} a program", rows(), unfolded.flatten(0, 1), rows)
+    patches.PIXELS = chosen
+    plain = lambda: conv2d(pictures, weight, bias, stride=vision.patch)  # noqa: E731
+    report("torch's convolution, no positions", plain(), convolved, plain)
     return fine
 
 
@@ -327,13 +289,19 @@ def main():
     if device == "cpu":
         import triton_interpreter  # noqa: F401
 
-        results = [check_vision(device, 1), check_prefill(device, 40, 256), check_norms(device)]
+        results = [
+            check_vision(device, 1),
+            check_prefill(device, 40, 256),
+            check_norms(device),
+            check_patches(device, 1),
+        ]
     else:
         print(torch.cuda.get_device_name(), torch.__version__, triton.__version__, flush=True)
         results = [
             *(check_vision(device, images) for images in (3, 1)),
             *(check_prefill(device, tokens, 256) for tokens in (320, 896)),
             check_norms(device),
+            *(check_patches(device, images) for images in (3, 1)),
         ]
     if not all(results):
         sys.exit("an error is too large")

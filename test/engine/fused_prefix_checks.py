@@ -16,9 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from safe_pruner_node.engine.fused_prefix import FusedPrefix
+from safe_pruner_node.engine.fused_prefix import FusedPrefix, _Padding
 from safe_pruner_node.engine.fused_vision import FusedVision
-from safe_pruner_node.engine.kernels.attention import attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
 from safe_pruner_node.engine.kernels.patches import patch_tokens
 from safe_pruner_node.engine.kernels.rotary import rotate_split
@@ -217,9 +216,6 @@ def time_vision_kernels(model, cameras=3):
     images = torch.rand(cameras, 3, config.image, config.image, device=model.device)
     products, gelu_linear = vision._products, vision._products.linear_gelu
     packed = products.linear(a, layers[0].qkv.weight, layers[0].qkv.bias)  # [N, 3D]
-    heads = packed.view(cameras, config.tokens, 3, config.heads, 1, -1)
-    q, k, v = heads.unbind(2)  # [C, P, h, 1, d] each
-    k, v = (t.squeeze(3).transpose(1, 2) for t in (k, v))  # [C, h, P, d] each
     print(f"vision, {n} rows")
     embed = [lambda: patch_tokens(images, p.weight, p.bias, vision._position, dtype)] * 10
     _each("patches", embed, 2 * n * width * p.weight[0].numel())
@@ -227,7 +223,7 @@ def time_vision_kernels(model, cameras=3):
     _each("layer norm", norm, n_bytes=8 * n * width)
     qkv = [lambda i=i: products.linear(a, i.qkv.weight, i.qkv.bias) for i in layers]
     _each("QKV GEMM", qkv, 6 * n * width**2)
-    _each("attention", [lambda: attention(q, k, v)] * 10, 4 * n * config.tokens * width)
+    _each("attention", [lambda: vision._attention(packed)] * 10, 4 * n * config.tokens * width)
     _each("output GEMM", [lambda i=i: products.terms(a, i.out) for i in layers], 2 * n * width**2)
     fc1 = [lambda i=i: gelu_linear(a, i.fc1.weight, i.fc1.bias) for i in layers]
     _each("fc1 GEMM with GELU", fc1, 2 * n * width * mlp)
@@ -246,8 +242,8 @@ def time_prefix_kernels(model, n):
     )
     positions = prefix._positions[:n]
     products = prefix._products
-    q, (k, v) = rotate_split(packed[None], prefix._rope, positions, vlm.heads, vlm.kv_heads)
-    grouped = q.unflatten(1, (vlm.kv_heads, -1))[None]  # [1, N, g, h/g, d]
+    query, cache = rotate_split(packed[None], prefix._rope, positions, vlm.heads, vlm.kv_heads)
+    padding = _Padding(0, None)
     print(f"prefix, {n} rows")
     for terms in (1, 2):
         residual = Residual(x, x.expand(terms, -1, -1).contiguous())
@@ -261,7 +257,7 @@ def time_prefix_kernels(model, n):
         lambda: rotate_split(packed[None], prefix._rope, positions, vlm.heads, vlm.kv_heads)
     ] * 10
     _each("rotary", rotate, n_bytes=4 * packed.numel())
-    _each("attention", [lambda: attention(grouped, k, v)] * 10, 4 * n * n * inner)
+    _each("attention", [lambda: prefix._attend(query, cache, padding)] * 10, 4 * n * n * inner)
     out = [lambda i=i: products.terms(attended, i.out) for i in layers]
     _each("output GEMM", out, 2 * n * width * inner)
     glu = [lambda i=i: products.gated(x, i.gate_up, None) for i in layers]

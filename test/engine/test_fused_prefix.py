@@ -29,6 +29,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from safe_pruner_node.engine.fused_prefix import MAX_TOKENS, FusedPrefix
 from safe_pruner_node.engine.fused_vision import FusedVision
+from safe_pruner_node.engine.kernels import norms, prefill_attention
 from safe_pruner_node.engine.kernels.activation import COLUMNS, GROUP, ROWS, gelu_mul, glu_linear
 from safe_pruner_node.engine.kernels.attention import TILES, attention
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm
@@ -193,12 +194,40 @@ def test_attention_of_groups_with_large_scores():
         assert off(out.flatten(2, 3).transpose(1, 2), expected) < 1e-5
 
 
+@pytest.mark.parametrize("valid", [None, 1, 20])
+def test_prefill_attention_with_large_scores(valid):
+    torch.manual_seed(0)
+    most = 2 * prefill_attention.TILES.keys + 9  # the last block has padding and what is no key
+    q = torch.randn(25, 3, 16, device=DEVICE) * 40  # [N, h, d]
+    k, v = torch.randn(2, 1, 1, most, 16, device=DEVICE)  # [1, 1, M, d] each
+    n_keys = most if valid is None else most - 20 + valid
+    expected = scaled_dot_product_attention(
+        q.transpose(0, 1), k[0, :, :n_keys], v[0, :, :n_keys]
+    )  # [h, N, d]
+    limit = None if valid is None else torch.tensor(valid, device=DEVICE)
+    out = prefill_attention.prefill_attention(q, k, v, limit, 20)
+    assert off(out.unflatten(1, (3, 16)), expected.transpose(0, 1)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "fit"),
+    [(1, 256, True), (1, 16, True), (1, 8, False), (1, 72, False), (1, 512, False), (2, 64, False)],
+)
+def test_what_prefill_attention_is_for(kv_heads, head_dim, fit):
+    assert prefill_attention.fits(torch.empty(1, kv_heads, 3, head_dim)) is fit
+
+
 def test_gelu_at_the_ends():
     gate = torch.tensor([-1e4, -30.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 30.0, 1e4], device=DEVICE)
     up = torch.full_like(gate, 2.0)
     both = torch.stack([gate, up], 1).flatten()[None]  # [1, 2F]
     expected = gelu(gate, approximate="tanh") * up
     torch.testing.assert_close(gelu_mul(both)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "warps"), [(48, 1), (1152, 2), (1600, 2), (2048, 4)])
+def test_wide_rows_are_normed_by_more_warps(width, warps):
+    assert norms._warps(width) == warps  # Triton takes powers of two only
 
 
 @pytest.mark.parametrize("terms", [0, 1, 3])

@@ -19,7 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from safe_pruner_node.engine import fused_vision
 from safe_pruner_node.engine.cuda import available, image_attention
-from safe_pruner_node.engine.cuda.image_attention import Arguments, ImageAttention, defines, fits
+from safe_pruner_node.engine.cuda.image_attention import (
+    Arguments,
+    ImageAttention,
+    defines,
+    fits,
+    shared_bytes,
+    warpgroups_for,
+)
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.pi05.config import PI05
 
@@ -37,12 +44,14 @@ def plain(qkv, heads, tokens=256):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
-def test_structure_and_constants_are_the_source_s():
-    macros = [f"#define {name} {value}" for name, value in defines(16).items()]
+@pytest.mark.parametrize("warpgroups", [1, 2])
+def test_structure_and_constants_are_the_source_s(warpgroups):
+    macros = [f"#define {name} {value}" for name, value in defines(16, warpgroups).items()]
     declared = [*LINES.findall(TEXT), *STRUCTURE.findall(TEXT)]
     checks = [
-        f"THREADS == {128 * image_attention.WARPGROUPS}",
-        f"SHARED_BYTES == {image_attention.SHARED_BYTES}",
+        f"THREADS == {128 * warpgroups}",
+        f"ROWS == {image_attention.ROWS * warpgroups}",
+        f"SHARED_BYTES == {shared_bytes(warpgroups)}",
         "sizeof(ImageAttention) == 16",
         f"__builtin_offsetof(ImageAttention, out) == {Arguments.out.offset}",
     ]
@@ -54,11 +63,12 @@ def test_structure_and_constants_are_the_source_s():
     assert done.returncode == 0, done.stderr
 
 
-def test_it_compiles():
+@pytest.mark.parametrize("warpgroups", [1, 2])
+def test_it_compiles(warpgroups):
     pytest.importorskip("cuda.bindings", reason="only torch's CUDA builds bring the compiler")
     from safe_pruner_node.engine.cuda.compile import compile_cubin
 
-    cubin = compile_cubin(TEXT, available.ARCH, defines(16))
+    cubin = compile_cubin(TEXT, available.ARCH, defines(16, warpgroups))
     assert image_attention.NAME.encode() in cubin
 
 
@@ -87,25 +97,37 @@ def test_what_the_kernel_is_for(monkeypatch, capability, change, fit):
     assert fits(given["config"], SimpleNamespace(**given)) is fit
 
 
+@pytest.mark.parametrize(("tiles", "warpgroups"), [(64, 1), (132, 1), (133, 2), (192, 2)])
+def test_two_warpgroups_where_there_are_many_tiles(tiles, warpgroups):
+    assert warpgroups_for(tiles, 132) == warpgroups
+
+
 def test_it_is_launched_for_every_row_of_every_head(monkeypatch):
-    calls = []
+    made, calls = [], []
 
     class Kernel:
-        def __init__(self, *_):
-            pass
+        def __init__(self, *given):
+            made.append(given[-2:])
 
         def launch(self, blocks, threads, argument, *, dependent):
             calls.append((blocks, threads, argument.qkv, argument.out, dependent))
 
     module = "safe_pruner_node.engine.cuda.compile"
     monkeypatch.setitem(sys.modules, module, SimpleNamespace(CudaKernel=Kernel))
-    qkv = torch.empty(768, 3 * 1152, dtype=torch.bfloat16)
-    out = ImageAttention(16)(qkv)
-    assert (out.shape, out.dtype) == ((768, 1152), qkv.dtype)
-    ((blocks, threads, *pointers, dependent),) = calls
-    assert blocks * threads // 2 == 768 * 16  # two threads for a row of a head
-    assert pointers == [qkv.data_ptr(), out.data_ptr()]
-    assert dependent
+    gpu = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    attention = ImageAttention(16)
+    for images, warpgroups in ((1, 1), (3, 2), (1, 1)):
+        qkv = torch.empty(images * 256, 3 * 1152, dtype=torch.bfloat16)
+        out = attention(qkv)
+        assert (out.shape, out.dtype) == ((images * 256, 1152), qkv.dtype)
+        blocks, threads, *pointers, dependent = calls.pop()
+        assert threads == 128 * warpgroups
+        assert blocks * threads // 2 == images * 256 * 16  # two threads for a row of a head
+        assert pointers == [qkv.data_ptr(), out.data_ptr()]
+        assert dependent
+    # Compiled when first needed, and once
+    assert made == [(defines(16, n), shared_bytes(n)) for n in (1, 2)]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")

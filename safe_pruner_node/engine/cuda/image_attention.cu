@@ -1,13 +1,15 @@
 // Attention inside images: every patch of an image attends to all of them.
 //
 // A program has 64 rows per warpgroup of one head of one image, and all its keys and values in shared memory.
-// A row has all its 256 scores in registers at once, so its softmax is an ordinary one. Keys come first, in
-// two halves, then values: products begin as soon as the first half is there.
+// A row has all its 256 scores in registers at once, so its softmax is an ordinary one. Queries come first, then
+// keys, 64 at a time, then values: products begin as soon as the first 64 keys are there.
 //
 // The 72 channels of a head are 64, whose products are `wgmma`, and 8 more, whose products are `mma.sync`: no
 // multiple of 16 is padded to. The accumulators of both have the same layout: a lane has rows
 // 16 * warp + lane / 4 (+ 8) and columns 8 * j + lane % 4 * 2 (+ 1), in c[4 * j + 2 * (+8) + (+1)].
 // Rows of 64 channels lie swizzled in shared memory: 128 bytes each, piece p of row r, 16 bytes, at p ^ (r % 8).
+// A warp's queries, and later what its rows have attended to, lie there as they are, 144 bytes a row: eight
+// pieces below each other are in different banks, and global memory is asked for whole pieces only.
 //
 // A dependent launch: see kernels/launch.py.
 //
@@ -19,11 +21,11 @@ typedef unsigned long long u64;
 typedef unsigned short bf16;
 
 constexpr int THREADS = 128 * WARPGROUPS, ROWS = 64 * WARPGROUPS, WIDTH = HEADS * DIM;
-constexpr int MAJOR = 64, PIECES = DIM / 8;        // channels of `wgmma`; pieces of 16 bytes of a row
+constexpr int MAJOR = 64, ROW_BYTES = DIM * 2;     // channels of `wgmma`
 constexpr int BLOCK = 64, BLOCKS = KEYS / BLOCK;   // keys of one product
 constexpr int MAJOR_BYTES = KEYS * MAJOR * 2, MINOR_BYTES = KEYS * 16;
 constexpr int K_AT = 0, V_AT = MAJOR_BYTES, K_MINOR_AT = 2 * MAJOR_BYTES, V_MINOR_AT = K_MINOR_AT + MINOR_BYTES;
-constexpr int SHARED_BYTES = V_MINOR_AT + MINOR_BYTES + 1024;  // with room to align
+constexpr int ROWS_AT = V_MINOR_AT + MINOR_BYTES, SHARED_BYTES = ROWS_AT + ROWS * ROW_BYTES + 1024;  // room to align
 static_assert(DIM == MAJOR + 8 && KEYS == 256 && KEYS % ROWS == 0, "sizes");
 
 struct ImageAttention {
@@ -70,14 +72,39 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
 }
-// Keys, or values, `first` and on; `from` is key 0 of the head.
-__device__ __forceinline__ void copy_keys(u32 major, u32 minor, const bf16 *from, int first, int count) {
+// Keys, or values, of a block; `from` is key 0 of the head. The threads' rows are so far apart that only the
+// place of the first is computed.
+__device__ __forceinline__ void copy_block(u32 major, u32 minor, const bf16 *from, int block) {
+  constexpr int APART = THREADS / 8;
+  int key = threadIdx.x / 8, piece = threadIdx.x % 8, other = threadIdx.x % BLOCK;
+  u32 to = major + key * 128 + (piece ^ key % 8) * 16;
+  const bf16 *source = from + key * 3 * WIDTH + piece * 8, *of_other = from + other * 3 * WIDTH + MAJOR;
 #pragma unroll
-  for (int i = threadIdx.x; i < count * PIECES; i += THREADS) {
-    int key = first + i / PIECES, piece = i % PIECES;
-    u32 to = piece < MAJOR / 8 ? major + key * 128 + (piece ^ key % 8) * 16 : minor + key * 16;
-    copy16(to, from + (long long)key * 3 * WIDTH + piece * 8);
-  }
+  for (int i = block * BLOCK; i < block * BLOCK + BLOCK; i += APART) copy16(to + i * 128, source + i * 3 * WIDTH);
+  if (threadIdx.x / BLOCK == block % (THREADS / BLOCK))
+    copy16(minor + (block * BLOCK + other) * 16, of_other + block * BLOCK * 3 * WIDTH);
+}
+// The 16 rows of a warp.
+__device__ __forceinline__ void copy_queries(u32 to, const bf16 *from) {
+  int lane = threadIdx.x % 32, row = lane / 8, piece = lane % 8;
+#pragma unroll
+  for (int i = 0; i < 16; i += 4)
+    copy16(to + row * ROW_BYTES + piece * 16 + i * ROW_BYTES, from + row * 3 * WIDTH + piece * 8 + i * 3 * WIDTH);
+  if (lane < 16) copy16(to + lane * ROW_BYTES + 128, from + lane * 3 * WIDTH + MAJOR);
+}
+// The 16 rows of a warp, back to global memory.
+__device__ __forceinline__ void copy_out(bf16 *to, u32 from) {
+  auto copy = [&](int row, int piece) {
+    u32 a, b, c, d;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "r"(from + row * ROW_BYTES + piece * 16) : "memory");
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to + row * WIDTH + piece * 8), "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+  };
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 16; i += 4) copy(lane / 8 + i, lane % 8);
+  if (lane < 16) copy(lane, 8);
 }
 
 // ---- tensor cores -------------------------------------------------------------------------------
@@ -126,10 +153,30 @@ __device__ __forceinline__ void load_minor_transposed(u32 (&b)[4], u32 at) {
                : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3]) : "r"(at + threadIdx.x % 32 * 16) : "memory");
 }
 
+// Operands of a product to and from a warp's rows: 16 channels of all 16 rows, and the last 8.
+__device__ __forceinline__ u32 place(u32 rows) {
+  return rows + threadIdx.x % 16 * ROW_BYTES + threadIdx.x % 32 / 16 * 16;
+}
+__device__ __forceinline__ void load_rows(u32 (&a)[4], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void load_rows(u32 (&a)[2], u32 at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(a[0]), "=r"(a[1]) : "r"(at) : "memory");
+}
+__device__ __forceinline__ void store_rows(u32 at, u32 a0, u32 a1, u32 a2, u32 a3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(a0), "r"(a1), "r"(a2), "r"(a3)
+               : "memory");
+}
+__device__ __forceinline__ void store_rows(u32 at, u32 a0, u32 a1) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(at), "r"(a0), "r"(a1) : "memory");
+}
+
 // ---- the kernel ---------------------------------------------------------------------------------
 
 // s[64 rows, BLOCK keys] = q @ keys.T of the major channels, begun.
 __device__ __forceinline__ void begin_scores(float (&s)[32], const u32 (&q)[4][4], u32 keys) {
+  multiply_begin();
 #pragma unroll
   for (int k = 0; k < 4; k++) multiply<0>(s, q[k], keys + k * 32, k > 0);
   multiply_commit();
@@ -144,7 +191,12 @@ __device__ __forceinline__ void end_scores(float (&s)[32], const u32 (&q)[2], u3
     for (int j = 0; j < 4; j++) multiply_minor(s + half * 16 + j * 4, q, b[j]);
   }
 #pragma unroll
-  for (int i = 0; i < 32; i++) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+  for (int i = 0; i < 32; i += 8)  // by fours, that do not wait for each other
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const float *c = s + i + 2 * h;
+      top[h] = fmaxf(top[h], fmaxf(fmaxf(c[0], c[1]), fmaxf(c[4], c[5])));
+    }
 }
 // Scores of BLOCK keys to probabilities p, not normed yet; their sums are added to `total`.
 __device__ __forceinline__ void probabilities(u32 (&p)[4][4], const float (&s)[32], const float (&top)[2], float (&total)[2]) {
@@ -175,43 +227,42 @@ __device__ __forceinline__ void add_values(float (&o)[32], float (&o_minor)[4], 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) image_attention(const __grid_constant__ ImageAttention given) {
   constexpr int PARTS = KEYS / ROWS;  // programs of one head of one image
   int part = blockIdx.x % PARTS, head = blockIdx.x / PARTS % HEADS, image = blockIdx.x / PARTS / HEADS;
-  int row = part * ROWS + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  int row = part * ROWS + threadIdx.x / 32 * 16;  // of a warp, the first one
   u32 shared = ((u32)__cvta_generic_to_shared(unaligned) + 1023) / 1024 * 1024;
+  u32 rows = shared + ROWS_AT + threadIdx.x / 32 * 16 * ROW_BYTES;
   const bf16 *queries = given.qkv + (long long)image * KEYS * 3 * WIDTH + head * DIM;
   const bf16 *keys = queries + WIDTH, *values = keys + WIDTH;
+  bf16 *out = given.out + ((long long)image * KEYS + row) * WIDTH + head * DIM;
   wait_for_inputs();
   let_next_begin();
-  copy_keys(shared + K_AT, shared + K_MINOR_AT, keys, 0, KEYS / 2);
-  copies_commit();
-  u32 q[4][4], q_minor[2];
+  copy_queries(rows, queries + row * 3 * WIDTH);
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const bf16 *from = queries + (long long)(row + 8 * h) * 3 * WIDTH + pair;
-#pragma unroll
-    for (int j = 0; j < 8; j++) q[j / 2][j % 2 * 2 + h] = *(const u32 *)(from + j * 8);
-    q_minor[h] = *(const u32 *)(from + MAJOR);
+  for (int i = 0; i < BLOCKS; i++) {
+    copy_block(shared + K_AT, shared + K_MINOR_AT, keys, i);
+    copies_commit();
   }
-  copy_keys(shared + K_AT, shared + K_MINOR_AT, keys, KEYS / 2, KEYS / 2);
-  copies_commit();
-  copy_keys(shared + V_AT, shared + V_MINOR_AT, values, 0, KEYS);
+#pragma unroll
+  for (int i = 0; i < BLOCKS; i++) copy_block(shared + V_AT, shared + V_MINOR_AT, values, i);
   copies_commit();
 
-  float s[BLOCKS][32];
-  copies_wait<2>();
-  multiply_begin();
+  // While the products of some keys go on, the next ones come, and those before are looked through.
+  float s[BLOCKS][32], top[2] = {-1e30f, -1e30f}, total[2] = {0.f, 0.f};
+  u32 q[4][4], q_minor[2];
+  copies_wait<BLOCKS>();
+#pragma unroll
+  for (int k = 0; k < 4; k++) load_rows(q[k], place(rows) + k * 32);
+  load_rows(q_minor, place(rows) + 128);
   begin_scores(s[0], q, shared + K_AT);
+  copies_wait<3>();
   begin_scores(s[1], q, shared + K_AT + 64 * 128);
-  copies_wait<1>();
-  multiply_begin();
-  begin_scores(s[2], q, shared + K_AT + 128 * 128);
-  begin_scores(s[3], q, shared + K_AT + 192 * 128);
-  copies_wait<0>();  // values will be there by now, and nobody waits for whom later
-
-  float top[2] = {-1e30f, -1e30f}, total[2] = {0.f, 0.f};
-  multiply_wait<3>(s[0]);
+  multiply_wait<1>(s[0]);
   end_scores(s[0], q_minor, shared + K_MINOR_AT, top);
-  multiply_wait<2>(s[1]);
+  copies_wait<2>();
+  begin_scores(s[2], q, shared + K_AT + 128 * 128);
+  multiply_wait<1>(s[1]);
   end_scores(s[1], q_minor, shared + K_MINOR_AT + 64 * 16, top);
+  copies_wait<1>();
+  begin_scores(s[3], q, shared + K_AT + 192 * 128);
   multiply_wait<1>(s[2]);
   end_scores(s[2], q_minor, shared + K_MINOR_AT + 128 * 16, top);
   multiply_wait<0>(s[3]);
@@ -224,16 +275,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) image_attention(const _
 #pragma unroll
   for (int i = 0; i < BLOCKS; i++) {
     probabilities(p[i], s[i], top, total);
+    if (i == 0) copies_wait<0>();
     add_values(o, o_minor, p[i], shared + V_AT + i * 64 * 128, shared + V_MINOR_AT + i * 64 * 16, i);
   }
   multiply_wait<0>(o);
 
+  float share[2] = {1.f / sum(total[0]), 1.f / sum(total[1])};
+  auto normed = [&](const float *c, int h) { return pack(c[2 * h] * share[h], c[2 * h + 1] * share[h]); };
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    float share = 1.f / sum(total[h]);
-    bf16 *to = given.out + ((long long)image * KEYS + row + 8 * h) * WIDTH + head * DIM + pair;
-#pragma unroll
-    for (int j = 0; j < 8; j++) *(u32 *)(to + j * 8) = pack(o[4 * j + 2 * h] * share, o[4 * j + 2 * h + 1] * share);
-    *(u32 *)(to + MAJOR) = pack(o_minor[2 * h] * share, o_minor[2 * h + 1] * share);
+  for (int k = 0; k < 4; k++) {
+    const float *c = o + 8 * k;
+    store_rows(place(rows) + k * 32, normed(c, 0), normed(c, 1), normed(c + 4, 0), normed(c + 4, 1));
   }
+  store_rows(place(rows) + 128, normed(o_minor, 0), normed(o_minor, 1));
+  __syncwarp();
+  copy_out(out, rows);
 }

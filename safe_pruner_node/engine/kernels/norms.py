@@ -21,8 +21,8 @@ from safe_pruner_node.engine.kernels.quantise import cut_off
 EPSILON = 1e-6
 """Both norms', in Gemma and in SigLIP."""
 
-WARPS = 4
-"""Of a program."""
+CHANNELS_PER_WARP = 512
+"""A lane has 16 of them: one warp is too slow for wide rows, and several wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,15 @@ def _norm(
         ADDS_BIAS=residual.bias is not None,
         CENTRED=bias is not None,
         LARGEST=None if scale is None else LARGEST,
-        num_warps=WARPS,
+        num_warps=_warps(width),
         **dependent(x.device),
     )
     return complete, y
+
+
+def _warps(width: int) -> int:
+    """Of a program: a power of two."""
+    return 1 << (max(1, width // CHANNELS_PER_WARP).bit_length() - 1)
 
 
 @triton.jit
