@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.runner import Result, Runner
+from safe_pruner_node.pruning.unchanging import Unchanging
 
 PROMPT_BUCKET = 32
 """Text tokens per bucket. The state in the prompt moves its length by tens of tokens, so two or
@@ -141,6 +142,7 @@ class _Call(Generic[Result]):
     ) -> None:
         self._function = function
         self._leaves = leaves
+        self._there: list[Unchanging | None] = [None] * len(leaves)  # what each buffer is a copy of
         self._graph: torch.cuda.CUDAGraph | None = None
         if recorder is None:
             self.result = function()
@@ -150,9 +152,13 @@ class _Call(Generic[Result]):
 
     def __call__(self, leaves: list[object]) -> None:
         """Bring the values into the buffers and write the result."""
-        for own, value in zip(self._leaves, leaves, strict=True):
-            if isinstance(own, Tensor) and isinstance(value, Tensor) and own is not value:
-                own.copy_(value, non_blocking=True)
+        for i, (own, value) in enumerate(zip(self._leaves, leaves, strict=True)):
+            if not (isinstance(own, Tensor) and isinstance(value, Tensor)) or own is value:
+                continue
+            if isinstance(value, Unchanging) and value is self._there[i]:
+                continue
+            own.copy_(value, non_blocking=True)
+            self._there[i] = value if isinstance(value, Unchanging) else None
         if self._graph is not None:
             self._graph.replay()
             return

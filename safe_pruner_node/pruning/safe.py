@@ -17,6 +17,7 @@ from safe_pruner_node.pruning.base import Context, Decision, EarlyView, Pruner, 
 from safe_pruner_node.pruning.judgement import judge
 from safe_pruner_node.pruning.matching import correspond
 from safe_pruner_node.pruning.settings import PrunerSettings
+from safe_pruner_node.pruning.unchanging import snapshot
 
 _NAN = float("nan")
 
@@ -111,9 +112,9 @@ class SafePruner(Pruner):
         self.reference = Reference(
             context=early.scene.context,
             query=self._query,
-            z=early.scene.z.clone(),
-            early=shown.early.clone(),
-            deep=None if deep is None else deep.clone(),
+            z=snapshot(early.scene.z),
+            early=snapshot(shown.early),
+            deep=None if deep is None else snapshot(deep),
         )
         self._query += 1
 

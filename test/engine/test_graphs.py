@@ -18,6 +18,7 @@ from safe_pruner_node.engine.session import PolicySession
 from safe_pruner_node.engine.settings import EngineSettings
 from safe_pruner_node.errors import ConfigError
 from safe_pruner_node.pruning.settings import load_preset
+from safe_pruner_node.pruning.unchanging import snapshot
 from safe_pruner_node.types import PolicyInput
 
 PADDED = 1e-5
@@ -166,6 +167,35 @@ def test_runner_copies_inputs_in_and_writes_one_result():
     runner.run(double, (), torch.ones(4))
     runner.run(double, (), torch.ones(3).double())
     assert runner.captures == 5
+
+
+def test_what_nobody_writes_is_brought_once():
+    runner = GraphRunner(CPU)
+    kept, other = snapshot(torch.ones(3)), snapshot(torch.full((3,), 4.0))
+    runner.run(double, (), torch.zeros(3))
+    assert runner.run(double, (), kept).tolist() == [2.0] * 3
+    kept.fill_(5.0)  # against the rules, to see whether it is read
+    assert runner.run(double, (), kept).tolist() == [2.0] * 3
+    assert runner.run(double, (), other).tolist() == [8.0] * 3
+    assert runner.run(double, (), kept).tolist() == [10.0] * 3
+    assert runner.run(double, (), torch.zeros(3)).tolist() == [0.0] * 3
+    assert runner.run(double, (), kept).tolist() == [10.0] * 3
+    assert runner.captures == 1
+
+
+@pytest.mark.parametrize("method", ["safe", "safe, action probe"])
+@torch.inference_mode()
+def test_a_keyframe_is_brought_once(model, frames, method):
+    session = PolicySession(
+        model, replace(METHODS[method], gamma=-1.0, max_age=None), runner=GraphRunner(CPU)
+    )
+    for t in range(3):  # captured, and then brought
+        frames.step(session, t)
+    expected = frames.step(session, 3).actions
+    reference = session.pruner.reference
+    for tensor in (reference.z, reference.early, reference.deep):
+        tensor.fill_(float("nan"))  # against the rules, to see whether it is read
+    assert torch.equal(frames.step(session, 3).actions, expected)
 
 
 def test_what_ran_before_in_a_step_is_part_of_a_kind():
