@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Generic
@@ -51,7 +52,8 @@ class GraphRunner(Runner):
 
     def __init__(self, device: torch.device) -> None:
         self._calls: dict[Hashable, _Call[Any]] = {}
-        self._results: set[int] = set()  # ids of tensors that `_calls` keeps alive
+        # Ids of results that `_calls` keeps alive: of each as a whole, and of the tensors in it.
+        self._results: set[int] = set()
         self._before: _Call[Any] | None = None  # the call before this one in the step
         self._recorder = _CudaRecorder(device) if device.type == "cuda" else None
 
@@ -64,17 +66,19 @@ class GraphRunner(Runner):
         self, stage: Callable[..., Result], fixed: tuple[Hashable, ...], *inputs: object
     ) -> Result:
         """Replay the stage, or capture it first; see `Runner.run`."""
-        leaves = list(_leaves(inputs))
+        leaves = list(_leaves(inputs, self._results))
         before = self._before if any(id(leaf) in self._results for leaf in leaves) else None
         kind = (stage, fixed, tuple(self._kind(leaf) for leaf in leaves), before)
         call: _Call[Result] | None = self._calls.get(kind)
         if call is None:
             started_s = time.perf_counter()
             own = [self._own(leaf) for leaf in leaves]
-            function = partial(self._prepared(stage), *fixed, *_rebuild(inputs, iter(own)))
+            rebuilt = _rebuild(inputs, iter(own), self._results)
+            function = partial(self._prepared(stage), *fixed, *rebuilt)
             call = _Call(function, own, self._recorder)
             self._calls[kind] = call
-            self._results.update(id(tensor) for tensor in _tensors(call.result))
+            parts = (call.result, *_tensors(call.result))
+            self._results.update(id(part) for part in parts if part is not None)
             self.capture_ms += (time.perf_counter() - started_s) * 1e3
         else:
             call(leaves)
@@ -87,9 +91,9 @@ class GraphRunner(Runner):
 
     def _kind(self, leaf: object) -> Hashable:
         """What a capture depends on: whose result, or which shape and type; or the value."""
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return id(leaf) if id(leaf) in self._results else (leaf.shape, leaf.dtype)
+        if id(leaf) in self._results:
+            return id(leaf)
+        return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
     def _own(self, leaf: object) -> object:
         """A buffer for a tensor from outside; a stage's result is read where it is."""
@@ -167,14 +171,22 @@ class _Call(Generic[Result]):
             own.copy_(value)
 
 
-def _leaves(value: object) -> Iterator[object]:
-    """What is inside tuples, lists and dataclasses, in order."""
-    if isinstance(value, tuple | list):
+def _leaves(value: object, whole: AbstractSet[int] = frozenset()) -> Iterator[object]:
+    """What is inside tuples, lists and dataclasses, in order.
+
+    Args:
+        value: Anything.
+        whole: Ids of what is not looked into: another stage's result is one thing, and a cache of
+            all layers is many.
+    """
+    if id(value) in whole:
+        yield value
+    elif isinstance(value, tuple | list):
         for item in value:
-            yield from _leaves(item)
+            yield from _leaves(item, whole)
     elif is_dataclass(value):
         for field in fields(value):
-            yield from _leaves(getattr(value, field.name))
+            yield from _leaves(getattr(value, field.name), whole)
     else:
         yield value
 
@@ -183,11 +195,17 @@ def _tensors(value: object) -> Iterator[Tensor]:
     return (leaf for leaf in _leaves(value) if isinstance(leaf, Tensor))
 
 
-def _rebuild(value: Any, leaves: Iterator[object]) -> Any:  # noqa: ANN401 - any structure
+def _rebuild(
+    value: Any,  # noqa: ANN401 - any structure
+    leaves: Iterator[object],
+    whole: AbstractSet[int],
+) -> Any:  # noqa: ANN401
     """The same structure around other leaves, as `_leaves` gives them."""
+    if id(value) in whole:
+        return next(leaves)
     if isinstance(value, tuple | list):
-        return type(value)(_rebuild(item, leaves) for item in value)
+        return type(value)(_rebuild(item, leaves, whole) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in fields(value)]
-        return replace(value, **{name: _rebuild(getattr(value, name), leaves) for name in names})
+        parts = {f.name: _rebuild(getattr(value, f.name), leaves, whole) for f in fields(value)}
+        return replace(value, **parts)
     return next(leaves)

@@ -48,9 +48,9 @@ class TensorCoreProducts(Products):
         device: Where the weights are; `available` there.
     """
 
-    note = "products: a kernel of our own"
-
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.note = "products: one kernel of our own"
         gpu = torch.cuda.get_device_properties(device)
         self._multiprocessors = gpu.multi_processor_count
         self._kernels: dict[tuple[Plan, After], CudaKernel] = {}
