@@ -55,6 +55,9 @@ class FusedPrefix:
 
     Args:
         model: The policy, with its weights where they stay.
+
+    Attributes:
+        note: Whose products it runs.
     """
 
     def __init__(self, model: Pi05) -> None:
@@ -62,6 +65,7 @@ class FusedPrefix:
         self._config = model.config.vlm
         self._layers = [_Layer.of(layer) for layer in model.vlm.blocks()]
         self._products = products_for(self._layers[0].qkv.weight)
+        self.note = self._products.note
         self._positions = torch.arange(MAX_TOKENS, device=model.device)  # [P]
         cos, sin = model.rope(self._positions[None])
         self._rope = cos[0], sin[0]  # [P, d] each

@@ -28,9 +28,19 @@ of 42.9 for 888 on an H200."""
 
 
 class Products:
-    """What a fused stage does with its weights. Rows are contiguous."""
+    """What a fused stage does with its weights. Rows are contiguous.
 
-    note = "products: cuBLAS and Triton"
+    Args:
+        reason: Why these and not the faster ones.
+
+    Attributes:
+        note: Whose products these are.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        self.note = "products: cuBLAS and Triton"
+        if reason:
+            self.note += f"; no kernel of our own: {reason}"
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A projection of x [N, D] with a bias [F], [N, F]."""
@@ -78,4 +88,5 @@ def products_for(weight: Tensor) -> Products:
         unsupported,
     )
 
-    return TensorCoreProducts(weight.device) if unsupported(weight) is None else Products()
+    reason = unsupported(weight)
+    return TensorCoreProducts(weight.device) if reason is None else Products(reason)

@@ -5,24 +5,19 @@ TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     error
 """
 
 import argparse
-import math
 import statistics
 import sys
 from pathlib import Path
 
 import torch
 import triton
-import triton.language as tl
 from torch.nn.functional import conv2d, pad, scaled_dot_product_attention, unfold
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from safe_pruner_node.engine.cuda import image_attention
 from safe_pruner_node.engine.kernels import patches, prefill_attention
 from safe_pruner_node.engine.kernels.attention import Tiles, attention
-from safe_pruner_node.engine.kernels.dependent import dependent
-from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 from safe_pruner_node.engine.kernels.norms import Residual, layer_norm, rms_norm
 from safe_pruner_node.pi05.config import PI05
 
@@ -113,63 +108,6 @@ def check_vision(device, images):
 # ---- prefill ------------------------------------------------------------------------------------
 
 
-@triton.jit
-def _by_columns(
-    query,
-    keys,
-    values,
-    out,
-    n_keys,
-    SCALE: tl.constexpr,
-    DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Attention whose products have keys and channels as rows, so that few queries fill them."""
-    row = tl.program_id(0) * ROWS
-    wait_for_inputs(PDL)
-    let_next_begin(PDL)
-    q = query.load([row, 0])
-    total = tl.zeros((DIM, ROWS), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
-    largest = tl.full((ROWS,), float("-inf"), tl.float32)
-    for start in range(0, n_keys, KEYS):
-        k = keys.load([start, 0])
-        score = tl.dot(k, q.T)  # [KEYS, ROWS]
-        score = tl.where((start + tl.arange(0, KEYS) < n_keys)[:, None], score, float("-inf"))
-        above = tl.maximum(largest, tl.max(score, 0))
-        probability = tl.exp2(score * SCALE - (above * SCALE)[None])
-        shrink = tl.exp2((largest - above) * SCALE)
-        largest = above
-        weight = weight * shrink + tl.sum(probability, 0)
-        v = values.load([start, 0])
-        total = tl.dot(v.T, probability.to(v.dtype), total * shrink[None])  # [d, ROWS]
-    out.store([row, 0], (total * (1.0 / weight)[None]).T.to(out.dtype))
-
-
-def by_columns(tiles, q, k, v):
-    """A candidate: rows [R, d] attend to keys and values [M, d]."""
-    out = torch.empty_like(q)  # [R, d]
-    blocks = [tiles.rows, q.shape[1]], [tiles.keys, q.shape[1]]
-    descriptor = TensorDescriptor.from_tensor
-    _by_columns[(triton.cdiv(len(q), tiles.rows),)](
-        descriptor(q, blocks[0]),
-        descriptor(k, blocks[1]),
-        descriptor(v, blocks[1]),
-        descriptor(out, blocks[0]),
-        len(k),
-        SCALE=math.log2(math.e) / math.sqrt(q.shape[1]),
-        DIM=q.shape[1],
-        ROWS=tiles.rows,
-        KEYS=tiles.keys,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-        **dependent(q.device),
-    )
-    return out
-
-
 def check_prefill(device, tokens, dim):
     """The kernel in several tiles, with padding too, and a candidate."""
     heads, fine = PI05.vlm.heads, True
@@ -191,10 +129,6 @@ def check_prefill(device, tokens, dim):
         call = lambda: prefill_attention.prefill_attention(query, keys, values, None, 0)  # noqa: E731
         fine &= guarded(f"kernel {variant}", call, exact)
     prefill_attention.TILES = chosen
-    flat = query.view(-1, dim), k[0], v[0]
-    for variant in ((32, 64, 4, 3), (32, 64, 8, 3), (16, 64, 4, 3)):
-        call = lambda t=variant: by_columns(Tiles(*t), *flat)  # noqa: E731
-        fine &= guarded(f"by columns {variant}", call, exact)
     return fine
 
 

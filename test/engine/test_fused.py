@@ -77,11 +77,13 @@ def test_sessions_are_the_eager_ones():
     assert not torch.equal(kept[1], kept[2])
 
 
-def test_a_model_that_the_resident_kernel_is_not_for_says_so():
+def test_a_model_that_our_own_kernels_are_not_for_says_so():
     model = random_policy(POLICY, "cpu", lambda _: torch.float32)
-    (note,) = FusedRunner(model).notes
-    assert "Triton" in note
-    assert "device cpu" in note
+    products, flow = FusedRunner(model).notes
+    assert "cuBLAS" in products
+    assert "no SM 9.0 GPU" in products
+    assert "Triton" in flow
+    assert "device cpu" in flow
 
 
 @pytest.mark.skipif(

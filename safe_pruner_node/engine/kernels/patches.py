@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.engine.kernels.launch import let_next_begin, wait_for_inputs
 
-ROWS, COLUMNS, DEPTH, STAGES = 64, 64, 64, 4
+ROWS, COLUMNS, DEPTH, STAGES = 64, 64, 128, 3
 """Of the product: patches and channels per program, pixels per step, steps on their way."""
 
 PIXELS = 1024
