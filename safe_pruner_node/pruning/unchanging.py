@@ -9,7 +9,8 @@ from torch import Tensor
 class Unchanging(Tensor):
     """A tensor that nobody writes; results of anything done with it are plain tensors."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # noqa: SLF001 - as `Parameter`
+    # As torch's own `Parameter` does it.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001
 
 
 def snapshot(tensor: Tensor) -> Unchanging:
