@@ -1,5 +1,7 @@
-"""A kernel in CUDA C++, compiled when it is first needed.
+"""Kernels in CUDA C++ for SM 9.0, compiled when they are first needed.
 
-`expert_flow.cu` is the kernel, `expert_flow.py` what it is launched with. `compile` makes a cubin
-of any source, `cubins` keeps it on disk.
+A kernel is a source, ``.cu``, and the Python of the same name that says what it is compiled for and
+launched with: `expert_flow` (all of the flow in one launch), `product` (rows times a weight matrix;
+`product_plan` cuts it into tiles), `image_attention` (inside an image). `available` says where they
+run, `compile` makes a cubin of any source, `cubins` keeps it on disk.
 """

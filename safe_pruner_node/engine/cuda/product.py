@@ -25,7 +25,7 @@ MOST_ROWS, ROW_STEP = 256, 32
 """Of a tile."""
 MOST_SUMS = 160
 """Registers of a thread for its sums."""
-MOST_STAGES, LEAST_STAGES = 8, 3
+MOST_STAGES = 8
 STAGING_BYTES = 2 * 2 * 32 * 128
 """Shared memory through which results leave."""
 MOST_SHARED = 227 * 1024

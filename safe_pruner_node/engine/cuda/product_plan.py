@@ -16,7 +16,6 @@ from math import ceil
 
 from safe_pruner_node.engine.cuda.product import (
     DEPTH,
-    LEAST_STAGES,
     MOST_ROWS,
     MOST_SUMS,
     ROW_STEP,
@@ -73,7 +72,7 @@ def plans(n: int, depth: int, after: After, most_splits: int) -> Iterator[Plan]:
         whole = ceil(steps / splits) * (splits - 1) < steps  # no split is left with nothing
         useful = rows < n + ROW_STEP and (plan.cluster_rows == 1 or rows < n)
         gated = after is not After.GATED or pieces == 2
-        if whole and useful and gated and plan.sums <= MOST_SUMS and plan.stages >= LEAST_STAGES:
+        if whole and useful and gated and plan.sums <= MOST_SUMS:
             yield plan
 
 
