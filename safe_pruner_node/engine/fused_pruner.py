@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from safe_pruner_node.engine.kernels import early_votes, token_match, token_rank, token_scores
+from safe_pruner_node.engine.kernels.dependent import dependent
 from safe_pruner_node.pruning import judgement, matching
 from safe_pruner_node.pruning.early import Vote
 from safe_pruner_node.pruning.judgement import Judgement
@@ -41,7 +42,7 @@ def correspond(cameras: tuple[int, ...] | None, z: Tensor, reference: Tensor) ->
     alike = len(set(groups)) == 1 and z.dtype == reference.dtype
     if not (alike and z.is_contiguous() and reference.is_contiguous()):
         return matching.correspond(cameras, z, reference)
-    camera, options = groups[0], _launch(z.device)
+    camera, options = groups[0], dependent(z.device)
     parts = triton.cdiv(camera, token_match.REFERENCES)
     value = z.new_empty(parts, n, dtype=torch.float32)  # [P, N_vis]
     nearest = z.new_empty(parts, n, dtype=torch.int32)  # [P, N_vis]
@@ -160,7 +161,7 @@ def _votes(vote: Vote, query: Tensor, keys: Tensor, n_text: Tensor | None) -> Te
         DEPTH=_depth(early_votes.DEPTH_BYTES, query),
         num_stages=early_votes.STAGES,
         num_warps=early_votes.WARPS,
-        **_launch(query.device),
+        **dependent(query.device),
     )
     return votes
 
@@ -204,7 +205,7 @@ def _scores(
         BLOCK_PARTS=triton.next_power_of_2(parts),
         TOKENS=token_scores.TOKENS,
         num_warps=4,
-        **_launch(votes.device),
+        **dependent(votes.device),
     )
     return early, scores
 
@@ -216,7 +217,7 @@ def _choose(
     cameras, camera, n = len(selection.tokens), selection.tokens[0], len(scores)
     kept = scores.new_empty(n, dtype=torch.int8)  # [N_vis]
     keep, kappa = pi.new_empty(selection.k), scores.new_empty(())
-    block, options = triton.next_power_of_2(n), _launch(scores.device)
+    block, options = triton.next_power_of_2(n), dependent(scores.device)
     token_rank.token_rank_kernel[(triton.cdiv(n, token_rank.TOKENS) + 1,)](
         scores,
         early,
@@ -243,10 +244,3 @@ def _depth(n_bytes: int, like: Tensor) -> int:
     """Elements of a row per turn of a product's loop, no more than a row has."""
     whole: int = triton.next_power_of_2(like.shape[-1])
     return max(LEAST, min(n_bytes // like.element_size(), whole))
-
-
-def _launch(device: torch.device) -> dict[str, bool]:
-    """Options of every launch: where the GPU can, a kernel begins while the one before it ends."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
-        return {"PDL": False}  # the interpreter of kernels does not know the other option
-    return {"PDL": True, "launch_pdl": True}
