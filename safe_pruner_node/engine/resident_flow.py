@@ -171,12 +171,7 @@ class ResidentFlow:
 
     def _projections(self) -> dict[str, Tensor]:
         into, out = self._model.action_in_proj, self._model.action_out_proj
-        return {
-            "in_weight": into.weight,
-            "in_bias": into.bias,
-            "out_weight": out.weight,
-            "out_bias": out.bias,
-        }
+        return {"in_bias": into.bias, "out_weight": out.weight, "out_bias": out.bias}
 
     def _point_layers(self, flow: kernel.Flow, parts: dict[int, dict[str, Tensor]]) -> None:
         """Fill in weights, and by the number of prefix keys what programs leave for each other."""
@@ -217,11 +212,13 @@ def _by_layer(saliency: Tensor, n_deep: int, n_visual: int) -> Tensor:
 def _tables(
     model: Pi05, layers: Sequence[ExpertLayer], schedule: FlowSchedule
 ) -> dict[str, Tensor]:
-    """Modulation of every step and layer, [S, L, .] fp32, and of the last norm, [S, D]."""
+    """Modulation of every step and layer, [S, L, .] fp32, of the last norm, [S, D]; in_weight."""
     steps = [step_modulation(model, layers, condition) for condition in schedule.conditions]
     tables = {name: _table(steps, name) for name in kernel.MODULATION}
     tables["final_scale"] = torch.stack([step.final.scale for step in steps])
     tables["final_shift"] = torch.stack([step.final.shift for step in steps])
+    # By channels, so that neighbouring threads, which have neighbouring channels, read one line.
+    tables["in_weight"] = model.action_in_proj.weight.T.contiguous()  # [A, D]
     return tables
 
 

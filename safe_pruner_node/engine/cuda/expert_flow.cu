@@ -66,7 +66,7 @@ struct Flow {
   const float *attention_scale, *attention_gate, *qkv_bias;  // [STEPS, DEPTH, .]
   const float *mlp_scale, *mlp_gate, *gate_up_bias;
   const float *final_scale, *final_shift;                    // [STEPS, D]
-  const float *in_weight, *in_bias, *out_weight, *out_bias;  // [D, A], [D], [A, D], [A]
+  const float *in_weight, *in_bias, *out_weight, *out_bias;  // [A, D], [D], [A, D], [A]
   const bf16 *cos, *sin;                                     // of every position, [positions, d]
   const long long *n_valid;                                  // text tokens that are no padding, or null
   const float *noise;                                        // [H, A]
@@ -797,21 +797,23 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
   computing_sync();
   const float *scale = flow.attention_scale + (long long)step * DEPTH * WIDTH;
   float square = 0.f;
-#pragma unroll 2
-  for (int k = threadIdx.x * 2; k < WIDTH; k += COMPUTING * 2) {
-    float x[2];
+#pragma unroll 1
+  for (int k = threadIdx.x * 4; k < WIDTH; k += COMPUTING * 4) {
+    float4 x = *(const float4 *)(flow.in_bias + k), s = *(const float4 *)(scale + k);
 #pragma unroll
-    for (int e = 0; e < 2; e++) {
-      x[e] = flow.in_bias[k + e];
+    for (int a = 0; a < ACTION_DIM; a += 4) {
+      float4 w[4];
 #pragma unroll
-      for (int a = 0; a < ACTION_DIM; a += 4) {
-        float4 w = *(const float4 *)(flow.in_weight + (k + e) * ACTION_DIM + a);
-        x[e] += w.x * small[a] + w.y * small[a + 1] + w.z * small[a + 2] + w.w * small[a + 3];
-      }
-      square += x[e] * x[e];
+      for (int i = 0; i < 4; i++) w[i] = *(const float4 *)(flow.in_weight + (a + i) * WIDTH + k);
+      x.x += w[0].x * small[a] + w[1].x * small[a + 1] + w[2].x * small[a + 2] + w[3].x * small[a + 3];
+      x.y += w[0].y * small[a] + w[1].y * small[a + 1] + w[2].y * small[a + 2] + w[3].y * small[a + 3];
+      x.z += w[0].z * small[a] + w[1].z * small[a + 1] + w[2].z * small[a + 2] + w[3].z * small[a + 3];
+      x.w += w[0].w * small[a] + w[1].w * small[a + 1] + w[2].w * small[a + 2] + w[3].w * small[a + 3];
     }
-    *(float2 *)(flow.x + row * WIDTH + k) = make_float2(x[0], x[1]);
-    *(u32 *)(flow.scaled + k / 64 * X_CHUNK + row * 64 + (k % 64 / 8 ^ row % 8) * 8 + k % 8) = pack(x[0] * scale[k], x[1] * scale[k + 1]);
+    square += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    *(float4 *)(flow.x + row * WIDTH + k) = x;
+    *(uint2 *)(flow.scaled + k / 64 * X_CHUNK + swizzled(row, k % 64 / 8) + k % 8) =
+        make_uint2(pack(x.x * s.x, x.y * s.y), pack(x.z * s.z, x.w * s.w));
   }
   square = sum(square);
   if (lane == 0) small[ACTION_DIM + warp] = square;
