@@ -139,8 +139,9 @@ class ResidentFlow:
             setattr(flow, name, tensor.data_ptr())
         flow.n_zeros = len(zeros) // kernel.WORD
         prepare, whole = self._kernel(len(schedule), horizon)
-        prepare.launch(kernel.preparing(lengths, horizon), kernel.THREADS, flow)
-        whole.launch(kernel.PROGRAMS, kernel.THREADS, flow)
+        # Each waits for the kernel before it, and the flow's weights come meanwhile.
+        prepare.launch(kernel.preparing(lengths, horizon), kernel.THREADS, flow, dependent=True)
+        whole.launch(kernel.PROGRAMS, kernel.THREADS, flow, dependent=True)
         del kept  # until here
         if deep is None:
             return actions[None], None

@@ -171,6 +171,13 @@ __device__ __forceinline__ int first_position(const Flow &flow) {
   return flow.n_visual + (flow.n_valid ? (int)*flow.n_valid : flow.n_slots);
 }
 
+// ---- between kernels ----------------------------------------------------------------------------
+
+// Both kernels are launched to begin before the one before them has ended.
+__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// Until that one has ended, and what it wrote can be read.
+__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // ---- between programs ---------------------------------------------------------------------------
 
 // Counters, each in a line of its own: who adds, and how often per layer.
@@ -828,6 +835,7 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
 
 // ---- the warps ----------------------------------------------------------------------------------
 
+// Weights are there from the beginning; keys and values are what `prepare` leaves.
 __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
   int p = blockIdx.x;
   u32 layers = 0;
@@ -838,6 +846,7 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
       const Layer &layer = flow.layers[number];
       layers++;
       if (projects(p)) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
+      if (layers == 1) wait_for_inputs();
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
         int part = part_of(layer, unit);
@@ -988,9 +997,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
   }
   __syncthreads();
   int warp = threadIdx.x / 32;
+  if (warp == 4) {
+    if (threadIdx.x % 32 == 0) bring_weights(flow, w);
+    return;
+  }
+  wait_for_inputs();
   if (warp < 4) compute(flow, w, x, row_scale, scale_ready);
-  else if (warp == 4 && threadIdx.x % 32 == 0) bring_weights(flow, w);
-  else if (warp == 4) return;
   else if (warp == 5) bring_inputs(flow, x, x_seen);
   else scale_rows(flow, row_scale, x_seen, scale_ready);
 }
@@ -1001,6 +1013,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
 // 2 * DEPTH programs for every block of keys of the longest layer: one has a block of a layer's keys or of its values.
 extern "C" __global__ void __launch_bounds__(THREADS) prepare(const __grid_constant__ Flow flow) {
   constexpr int PIECES = HEAD_DIM / 8, EACH = KEYS * PIECES / THREADS;  // 16 bytes: of a row, of a thread
+  let_next_begin();  // the flow asks for weights, and waits
+  wait_for_inputs();
   int part = blockIdx.x / (2 * DEPTH), which = blockIdx.x % (2 * DEPTH), thread = threadIdx.x;
   const Layer &layer = flow.layers[which / 2];
   const uint4 *from = (const uint4 *)(which % 2 ? layer.prefix_values : layer.prefix_keys);
