@@ -140,7 +140,7 @@ class ResidentFlow:
         flow.n_zeros = len(zeros) // kernel.WORD
         prepare, whole = self._kernel(len(schedule), horizon)
         # Each waits for the kernel before it, and the flow's weights come meanwhile.
-        prepare.launch(kernel.preparing(lengths, horizon), kernel.THREADS, flow, dependent=True)
+        prepare.launch(kernel.preparing(lengths, horizon), kernel.PREPARING, flow, dependent=True)
         whole.launch(kernel.PROGRAMS, kernel.THREADS, flow, dependent=True)
         del kept  # until here
         if deep is None:
@@ -242,11 +242,11 @@ def _buffers(horizon: int) -> dict[str, int]:
     return {
         "exchange": kernel.EXCHANGED * 2,
         "x": horizon * expert.width * 4,
-        "scaled": rows * expert.width * 2,
+        "scaled": 2 * rows * expert.width * 2,
         "queries": expert.heads * kernel.MOST_ROWS * expert.head_dim * 2,
         "attended": rows * expert.heads * expert.head_dim * 2,
         "hidden": rows * expert.mlp * 2,
-        "squares": kernel.PROGRAMS * kernel.MOST_ROWS * 4,
+        "squares": 2 * kernel.PROGRAMS * kernel.MOST_ROWS * 4,
         "counters": kernel.COUNTERS * kernel.COUNTER_BYTES,
     }
 

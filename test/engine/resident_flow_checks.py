@@ -78,7 +78,7 @@ def check_prepare(horizon=50, device="cuda"):
     defines = expert_flow.defines(10, horizon, 32)
     source = expert_flow.SOURCE.read_text()
     kernel = CudaKernel(source, expert_flow.PREPARE, expert_flow.ARCH, defines, 0)
-    kernel.launch(expert_flow.preparing(lengths, horizon), expert_flow.THREADS, flow)
+    kernel.launch(expert_flow.preparing(lengths, horizon), expert_flow.PREPARING, flow)
     assert torch.equal(images, images_of(cache, horizon))
     assert not zeros.any()
     assert behind.all()

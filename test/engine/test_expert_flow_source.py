@@ -11,6 +11,7 @@ from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
 from safe_pruner_node.engine.cuda.expert_flow import Flow, Layer, defines
+from safe_pruner_node.engine.resident_flow import _buffers
 from safe_pruner_node.engine.resident_images import point_prefix
 
 TEXT = expert_flow.SOURCE.read_text()
@@ -33,7 +34,7 @@ RUN = """
 extern "C" void run(const Flow *flow, int programs) {
   gridDim.x = programs;
   for (blockIdx.x = 0; blockIdx.x < programs; blockIdx.x++)
-    for (threadIdx.x = 0; threadIdx.x < THREADS; threadIdx.x++) prepare(*flow);
+    for (threadIdx.x = 0; threadIdx.x < PREPARING; threadIdx.x++) prepare(*flow);
 }
 """
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -75,14 +76,18 @@ def test_the_prefix_is_laid_out_with_room_for_the_suffix_and_all_else_is_zero(pr
 
 @needs_compiler
 def test_structures_and_constants_are_the_source_s():
+    buffers = _buffers(50)
     checks = [
         f"PROGRAMS == {expert_flow.PROGRAMS}",
         f"SHARES == {expert_flow.SHARES}",
         f"THREADS == {expert_flow.THREADS}",
+        f"PREPARING == {expert_flow.PREPARING}",
         f"KEYS == {expert_flow.KEYS}",
         f"CHUNK == {expert_flow.CHUNK} * {expert_flow.CHUNK}",
         f"HIDDEN + SHARES == {expert_flow.COUNTERS}",
         f"SCRATCH_AT + 640 + 1024 == {expert_flow.SHARED_BYTES}",
+        f"2 * SCALED * sizeof(bf16) == {buffers['scaled']}",
+        f"2 * SQUARES * sizeof(float) == {buffers['squares']}",
         *layout(Layer),
         *layout(Flow),
     ]

@@ -12,16 +12,23 @@
 //
 // Four warps compute (`wgmma`, 64 rows at once, of which HORIZON are real). Beside them one warp brings
 // weights and the prefix's keys and values through a ring in shared memory, as far ahead as the ring
-// allows; one brings what other programs have computed, as soon as it is announced; two sum up the
-// squares for the norms.
+// allows; eight bring what other programs have computed, as soon as it is there; two sum up the squares
+// for the norms.
 //
 // How programs wait for each other. Who has written something adds 1 to a counter of those who read it,
-// behind a fence, and who reads waits for the sum. Where that would cost most (the parts of a split product
-// and of a softmax) there is neither counter nor fence: the lowest bit of every word says in which round it
-// was written, and who reads looks until all words say so. It costs half of the numbers their last bit.
-// A fence waits for whatever is on its way from memory to this multiprocessor, so weights are asked for
+// behind a fence, and who reads waits for the sum. Where that would cost most (x, the parts of a split
+// product and of a softmax) there is neither counter nor fence: the lowest bit of every word says in which
+// round it was written, and who reads looks until all words say so. It costs half of the numbers their last
+// bit. A fence waits for whatever is on its way from memory to this multiprocessor, so weights are asked for
 // behind an announcement where there is time, and behind the inputs of the next product.
 // Who waits for seconds ends the kernel with an error: better than a GPU that hangs.
+//
+// Rounds. Layer n of all steps' (from 0) is round n + 1, but for flow.x. All is zero at launch. A word of
+// round n that a reader waits for holds n - 1 until it holds n. Not less: all words of n - 1 have been read,
+// by those whose results the reader has had since. Not more: who writes n + 1 has had results, whole rows of
+// all programs of the phase, of those who read n. So each phase has words of its own: x before phase 1 and x
+// before phase 5 lie in two places, as do the parts of both split products. flow.x is round 1 at the
+// beginning of a step and 0 at its end: whoever writes over it has read it.
 //
 // Everything an operand is read from lies as shared memory wants it ("images"): chunks of rows of 64
 // numbers, 128 bytes each, the eight 16-byte pieces of row r at piece ^ (r % 8).
@@ -35,17 +42,20 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short bf16;
 
-constexpr int PROGRAMS = 128, SHARES = 8, TILES = PROGRAMS / SHARES, COMPUTING = 128, THREADS = 256;
+constexpr int PROGRAMS = 128, SHARES = 8, TILES = PROGRAMS / SHARES, COMPUTING = 128, THREADS = 512;
+constexpr int PREPARING = 256;  // threads of a program of `prepare`
+constexpr int TEAMS = 2, CHUNKS = 4;  // of warps that bring inputs: each has a chunk of a group of CHUNKS
 constexpr int ROWS = (HORIZON + 7) / 8 * 8;  // of action rows in an image
 constexpr int KEYS = 64, HALF = HEAD_DIM / 2;
 constexpr int QKV = (HEADS + 2) * HEAD_DIM, QKV_TILES = QKV / 32, FIRST_QKV = 48;  // program of tile 0
 constexpr int CHUNK = 64 * 64, X_CHUNK = ROWS * 64;  // numbers in a chunk of weights, of action rows
+constexpr int SCALED = WIDTH / 64 * X_CHUNK, SQUARES = PROGRAMS * 64;  // numbers in one of two places
 constexpr int D_GROUPS = WIDTH / 256, HEAD_GROUPS = HEAD_DIM / 256, DOWN_GROUPS = MLP / SHARES / 256;
 static_assert(HEADS == SHARES && HEAD_DIM == 256 && WIDTH == 64 * TILES && MLP == 32 * PROGRAMS, "sizes");
 static_assert(HORIZON <= 64 && FIRST_QKV + QKV_TILES <= PROGRAMS && ACTION_DIM <= 32 && ACTION_DIM % 4 == 0, "sizes");
 
 // Shared memory: two rings of groups of four chunks.
-constexpr int SLOT = CHUNK * 2, GROUP = 4 * SLOT, W_GROUPS = 4, X_GROUPS = 3, X_PIECES = 2;
+constexpr int SLOT = CHUNK * 2, GROUP = CHUNKS * SLOT, W_GROUPS = 4, X_GROUPS = 3, X_PIECES = 2;
 constexpr int X_AT = W_GROUPS * GROUP, SMALL_AT = X_AT + X_GROUPS * GROUP;
 constexpr int SCALES_AT = SMALL_AT + 384, SCRATCH_AT = SCALES_AT + 512;
 // + 640 of scratch, + 1024 to align: SHARED_BYTES of the launch
@@ -71,12 +81,12 @@ struct Flow {
   const long long *n_valid;                                  // text tokens that are no padding, or null
   const float *noise;                                        // [H, A]
   float *actions;                                            // out, [H, A]; between steps
-  float *x;                                                  // [H, D], between steps
-  bf16 *scaled;                                              // image of x * (1 + s), [D/64, ROWS, 64]
+  float *x;                                                  // [H, D], at the beginning of a step and at its end
+  bf16 *scaled;                                              // images of x * (1 + s), [2: before phase 1, 5; D/64, ROWS, 64]
   bf16 *queries;                                             // images [h, 4, 64 rows, 64]
   bf16 *attended;                                            // images [h, 4, ROWS, 64]
   bf16 *hidden;                                              // image [M/64, ROWS, 64]
-  float *squares;                                            // [PROGRAMS, 64] sums of x * x
+  float *squares;                                            // [2: as above; PROGRAMS, 64] sums of x * x
   bf16 *exchange;                                            // [2, TILES, SHARES to, SHARES from, 512]
   u32 *counters;                                             // zero at launch
   float *shares;                                             // a keyframe's: [h, H, n_visual], scratch
@@ -129,15 +139,6 @@ __device__ __forceinline__ int this_program() {
 }
 
 // What other programs have written is read past the first-level cache, which nobody keeps coherent.
-__device__ __forceinline__ uint4 load16(const void *p) {
-  uint4 v;
-  asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
-__device__ __forceinline__ float4 load_float4(const float *p) {
-  uint4 v = load16(p);
-  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
-}
 __device__ __forceinline__ float2 load_float2(const float *p) {
   float2 v;
   asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
@@ -182,8 +183,7 @@ __device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol
 
 // Counters, each in a line of its own: who adds, and how often per layer.
 enum Counter {
-  X = 0,                        // of a tile of x: SHARES after phases 4 and 6, and the rows of `advance` per step
-  KEYS_VALUES = TILES,          // of the suffix: 16 tiles, 4 warps each
+  KEYS_VALUES = 0,              // of the suffix: 16 tiles, 4 warps each
   QUERIES = KEYS_VALUES + 1,    // of a head: 8 tiles, 4 warps each
   ATTENDED = QUERIES + HEADS,   // of a head: its rows
   HIDDEN = ATTENDED + HEADS,    // of a share of K: 16 programs, 4 warps each
@@ -208,21 +208,14 @@ __device__ __forceinline__ void await(u32 *counter, u32 target) {
     one_more(tries);
   } while ((int)(seen - target) < 0);
 }
-// All tiles of x, by a whole warp, after `steps` times `advance`, whose row r counts for tile r % TILES.
-__device__ __forceinline__ void await_x(const Flow &flow, u32 per_tile, u32 steps) {
-  int tile = threadIdx.x % 32;
-  u32 target = per_tile + steps * ((HORIZON - tile + TILES - 1) / TILES), seen = target;
-  int tries = 0;
-  do {
-    if (tile < TILES) asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter(flow, X + tile)) : "memory");
-    one_more(tries);
-  } while (!__all_sync(~0u, (int)(seen - target) >= 0));
-}
 // Ordinary writes come before what the copy engine reads.
 __device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 // ---- barriers and rings in shared memory --------------------------------------------------------
 
+__device__ __forceinline__ void store_shared(u32 at, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
 __device__ __forceinline__ void barrier_init(u32 at, u32 count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count));
 }
@@ -251,8 +244,8 @@ __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u
                "l"(from), "r"(bytes), "r"(barrier), "l"(policy) : "memory");
 }
 
-// One side of a ring of groups of four chunks, which come in so many pieces and go together.
-template <int GROUPS, int PIECES>
+// One side of a ring of groups of four chunks, which come in so many pieces, each from so many warps, and go together.
+template <int GROUPS, int PIECES, int BRINGING>
 struct Ring {
   u32 slots, barriers, at = 0, parity = 0;
   u32 oldest = 0;  // group that is not free yet
@@ -263,25 +256,14 @@ struct Ring {
   __device__ __forceinline__ u32 empty(u32 which) const { return barriers + (GROUPS * PIECES + which) * 8; }
   __device__ __forceinline__ u32 slot() const { return slots + at * GROUP; }
   __device__ __forceinline__ void init() {
-    for (int i = 0; i < GROUPS * PIECES; i++) barrier_init(barriers + i * 8, 1);
+    for (int i = 0; i < GROUPS * PIECES; i++) barrier_init(barriers + i * 8, BRINGING);
     for (int i = 0; i < GROUPS; i++) barrier_init(empty(i), COMPUTING / 32);
   }
   __device__ __forceinline__ void next() {
     if (++at == GROUPS) at = 0, parity ^= 1;
   }
-  // By one thread: bring so many groups of BYTES each, each as soon as there is room.
-  template <Use USE, int BYTES>
-  __device__ __forceinline__ void bring(int groups, const bf16 *from) {
-#pragma unroll 1
-    for (int i = 0; i < groups; i++) {
-      const bf16 *group = from + i * (BYTES / 2);
-      barrier_wait(empty(at), parity ^ 1);
-#pragma unroll
-      for (int n = 0; n < PIECES; n++)
-        copy_bulk<USE>(slot() + n * (BYTES / PIECES), group + n * (BYTES / 2 / PIECES), BYTES / PIECES, full(n));
-      next();
-    }
-  }
+  // By who brings: until there is room.
+  __device__ __forceinline__ void wait_empty() const { barrier_wait(empty(at), parity ^ 1); }
   __device__ __forceinline__ void wait(int piece) const { barrier_wait(full(piece), parity); }
   // By every warp that computes: the oldest groups that it still holds are free.
   __device__ __forceinline__ void free(int groups) {
@@ -296,8 +278,8 @@ struct Ring {
     pending = 0;
   }
 };
-using Weights = Ring<W_GROUPS, 1>;
-using Inputs = Ring<X_GROUPS, X_PIECES>;
+using Weights = Ring<W_GROUPS, 1, 1>;
+using Inputs = Ring<X_GROUPS, X_PIECES, CHUNKS / X_PIECES>;
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
@@ -356,7 +338,8 @@ __device__ __forceinline__ void multiply_group(float (&c)[SUMS], u32 b_at, Input
   multiply_commit();
 }
 // c = inputs @ weights.T over so many groups of inputs. The last group of weights is not freed: what would come in
-// its place would hold up the fence of the next announcement. The caller makes it pending behind that.
+// its place would hold up the fence of the next announcement. The caller makes it pending behind that, or frees it
+// where there is none.
 template <int SUMS>
 __device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w, Inputs &x) {
   constexpr int AT_ONCE = 32 / SUMS;  // groups of inputs to a group of weights
@@ -388,6 +371,12 @@ __device__ __forceinline__ void announce_warp(u32 *counter) {
 }
 // Words that say in which round they were written: each is valid by itself, whatever the others are.
 __device__ __forceinline__ u32 marked(u32 word, u32 round) { return (word & ~1u) | (round & 1); }
+// Two numbers in a word that will be marked: the first is rounded to the nearest that has that bit, or what
+// is lost would have a direction.
+__device__ __forceinline__ u32 pack_for(u32 round, float low, float high) {
+  u32 bit = (round & 1) << 16;
+  return pack(__uint_as_float(((__float_as_uint(low) + (bit ^ 0x10000u)) & 0xfffe0000u) | bit), high);
+}
 __device__ __forceinline__ bool is_marked(u32 word, u32 round) { return ((word ^ round) & 1) == 0; }
 __device__ __forceinline__ bool is_marked(uint2 v, u32 round) { return (((v.x ^ round) | (v.y ^ round)) & 1) == 0; }
 __device__ __forceinline__ bool is_marked(uint4 v, u32 round) { return (((v.x ^ round) | (v.y ^ round) | (v.z ^ round) | (v.w ^ round)) & 1) == 0; }
@@ -709,8 +698,9 @@ __device__ __forceinline__ void gate_up(const Flow &flow, const float *bias, Wei
 
 // x += gate * (inputs @ weight.T): this program has 64 channels and a share of K. Afterwards channels
 // 8 * s and on of its tile are its own, all the flow long: a lane has two of a row, and of row + 8.
+// It is written where `place` says, for a product of round next_round, or at the end of a step to flow.x.
 __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exchange, const float *gate, const float *scale, Weights &w,
-                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 round) {
+                                         Inputs &x, float (&own)[4], bool from_memory, bool to_memory, u32 round, int place, u32 next_round) {
   constexpr int PIECE = 512;  // numbers from one program to another: 128 threads, 4 each
   int thread = this_thread(), program = this_program(), tile = program / SHARES, me = program % SHARES;
   int row = thread / 32 * 16 + thread % 32 / 4, pair = thread % 4 * 2, channel = tile * 64 + me * 8 + pair;
@@ -719,11 +709,17 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
 #pragma unroll
     for (int h = 0; h < 2; h++)
       if (row + 8 * h < HORIZON) {
-        float2 v = load_float2(flow.x + (row + 8 * h) * WIDTH + channel);
-        own[2 * h] = v.x, own[2 * h + 1] = v.y;
+        uint2 v;
+        int tries = 0;
+        do {
+          v = look8(flow.x + (row + 8 * h) * WIDTH + channel);
+          one_more(tries);
+        } while (!is_marked(v, 1));
+        own[2 * h] = __uint_as_float(v.x), own[2 * h + 1] = __uint_as_float(v.y);
       }
   float c[32];
   product(c, groups, w, x);
+  w.free(1);
   float total[4] = {0.f, 0.f, 0.f, 0.f};
   if (row < HORIZON) {
     bf16 *to = exchange + (tile * SHARES * SHARES + me) * PIECE + thread * 4;
@@ -753,15 +749,15 @@ __device__ __forceinline__ void residual(const Flow &flow, int groups, bf16 *exc
     float square = own[2 * h] * own[2 * h] + own[2 * h + 1] * own[2 * h + 1];
     square += __shfl_xor_sync(~0u, square, 1);
     square += __shfl_xor_sync(~0u, square, 2);
-    if (r < HORIZON) {
-      *(u32 *)(flow.scaled + tile * X_CHUNK + swizzled(r, me) + pair) = pack(own[2 * h] * next.x, own[2 * h + 1] * next.y);
-      if (to_memory) *(float2 *)(flow.x + r * WIDTH + channel) = make_float2(own[2 * h], own[2 * h + 1]);
-      if (pair == 0) flow.squares[program * 64 + r] = square;
+    if (to_memory) {
+      if (r < HORIZON) store_marked(flow.x + r * WIDTH + channel, __float_as_uint(own[2 * h]), __float_as_uint(own[2 * h + 1]), 0);
+      continue;
     }
+    u32 word = pack_for(next_round, own[2 * h] * next.x, own[2 * h + 1] * next.y);
+    if (r < HORIZON) store_marked(flow.scaled + place * SCALED + tile * X_CHUNK + swizzled(r, me) + pair, word, next_round);
+    // Of rows that are none, too: who waits looks at all.
+    if (pair == 0) store_marked(flow.squares + place * SQUARES + program * 64 + r, __float_as_uint(square), next_round);
   }
-  computing_sync();
-  if (thread == 0) announce(counter(flow, X + tile));
-  w.pending++;
 }
 
 // The end of an Euler step (if there was one) and the beginning of the next: program = row.
@@ -771,16 +767,30 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
   const float *before = (step > 1 ? flow.actions : flow.noise) + row * ACTION_DIM;
   if (step > 0) {
     const float *scale = flow.final_scale + (step - 1) * WIDTH, *shift = flow.final_shift + (step - 1) * WIDTH;
-    float square = 0.f;
-    for (int i = lane; i < PROGRAMS; i += 32) square += load_float(flow.squares + i * 64 + row);
+    uint2 x[WIDTH / 64];
+    bool all;
+    int tries = 0;
+    do {
+      all = true;
+#pragma unroll
+      for (int i = 0; i < WIDTH / 64; i++) x[i] = look8(flow.x + row * WIDTH + i * 64 + lane * 2);
+#pragma unroll
+      for (int i = 0; i < WIDTH / 64; i++) all = all && is_marked(x[i], 0);
+      one_more(tries);
+    } while (!__all_sync(~0u, all));
+    float y[WIDTH / 64][2], square = 0.f;
+#pragma unroll
+    for (int i = 0; i < WIDTH / 64; i++) {
+      y[i][0] = __uint_as_float(x[i].x), y[i][1] = __uint_as_float(x[i].y);
+      square += y[i][0] * y[i][0] + y[i][1] * y[i][1];
+    }
     float r = rsqrtf(sum(square) / WIDTH + 1e-6f);
-    float y[WIDTH / 64][2];
 #pragma unroll
     for (int i = 0; i < WIDTH / 64; i++) {
       int k = i * 64 + lane * 2;
-      float2 x = load_float2(flow.x + row * WIDTH + k), s = *(const float2 *)(scale + k), b = *(const float2 *)(shift + k);
-      y[i][0] = round_bf16(x.x * r * s.x + b.x);
-      y[i][1] = round_bf16(x.y * r * s.y + b.y);
+      float2 s = *(const float2 *)(scale + k), b = *(const float2 *)(shift + k);
+      y[i][0] = round_bf16(y[i][0] * r * s.x + b.x);
+      y[i][1] = round_bf16(y[i][1] * r * s.y + b.y);
     }
 #pragma unroll 4
     for (int a = warp; a < ACTION_DIM; a += COMPUTING / 32) {
@@ -803,6 +813,7 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
   if (step == STEPS) return;
   computing_sync();
   const float *scale = flow.attention_scale + (long long)step * DEPTH * WIDTH;
+  u32 round = step * DEPTH + 1;
   float square = 0.f;
 #pragma unroll 1
   for (int k = threadIdx.x * 4; k < WIDTH; k += COMPUTING * 4) {
@@ -818,9 +829,9 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
       x.w += w[0].w * small[a] + w[1].w * small[a + 1] + w[2].w * small[a + 2] + w[3].w * small[a + 3];
     }
     square += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-    *(float4 *)(flow.x + row * WIDTH + k) = x;
-    *(uint2 *)(flow.scaled + k / 64 * X_CHUNK + swizzled(row, k % 64 / 8) + k % 8) =
-        make_uint2(pack(x.x * s.x, x.y * s.y), pack(x.z * s.z, x.w * s.w));
+    store_marked(flow.scaled + k / 64 * X_CHUNK + swizzled(row, k % 64 / 8) + k % 8, pack_for(round, x.x * s.x, x.y * s.y),
+                 pack_for(round, x.z * s.z, x.w * s.w), round);
+    store_marked(flow.x + row * WIDTH + k, __float_as_uint(x.x), __float_as_uint(x.y), __float_as_uint(x.z), __float_as_uint(x.w), 1);
   }
   square = sum(square);
   if (lane == 0) small[ACTION_DIM + warp] = square;
@@ -828,12 +839,24 @@ __device__ __forceinline__ void advance(const Flow &flow, int step) {
   float total = 0.f;
   if (threadIdx.x == 0)
     for (int i = 0; i < COMPUTING / 32; i++) total += small[ACTION_DIM + i];
-  flow.squares[threadIdx.x * 64 + row] = total;
-  computing_sync();
-  if (threadIdx.x == 0) announce(counter(flow, X + row % TILES));
+  // Of rows that are none, too: who waits looks at all.
+  for (int r = row; r < (row == HORIZON - 1 ? 64 : row + 1); r++)
+    store_marked(flow.squares + threadIdx.x * 64 + r, r == row ? __float_as_uint(total) : 0, round);
+  computing_sync();  // the scratch is free again
 }
 
 // ---- the warps ----------------------------------------------------------------------------------
+
+// So many groups, each as soon as there is room.
+template <Use USE>
+__device__ __forceinline__ void bring(Weights &ring, int groups, const bf16 *from) {
+#pragma unroll 1
+  for (int i = 0; i < groups; i++) {
+    ring.wait_empty();
+    copy_bulk<USE>(ring.slot(), from + i * CHUNKS * CHUNK, GROUP, ring.full(0));
+    ring.next();
+  }
+}
 
 // Weights are there from the beginning; keys and values are what `prepare` leaves.
 __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
@@ -845,7 +868,7 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
       layers++;
-      if (projects(p)) ring.bring<ONCE, GROUP>(D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
+      if (projects(p)) bring<ONCE>(ring, D_GROUPS / 2, layer.qkv + (p - FIRST_QKV) * D_GROUPS * 2 * CHUNK);
       if (layers == 1) wait_for_inputs();
 #pragma unroll 1
       for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
@@ -854,74 +877,139 @@ __device__ __forceinline__ void bring_weights(const Flow &flow, Weights ring) {
           await(counter(flow, KEYS_VALUES), 64 * layers);
           order_copies();
         }
-        ring.bring<EVERY_STEP, GROUP>(1, layer.keys + part * 4 * CHUNK);
-        ring.bring<EVERY_STEP, GROUP>(1, layer.values + part * 4 * CHUNK);
+        bring<EVERY_STEP>(ring, 1, layer.keys + part * 4 * CHUNK);
+        bring<EVERY_STEP>(ring, 1, layer.values + part * 4 * CHUNK);
       }
-      ring.bring<ONCE, GROUP>(HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
-      ring.bring<ONCE, GROUP>(D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK);
-      ring.bring<ONCE, GROUP>(DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK);
+      bring<ONCE>(ring, HEAD_GROUPS, layer.o + p * HEAD_GROUPS * 4 * CHUNK);
+      bring<ONCE>(ring, D_GROUPS, layer.gate_up + p * D_GROUPS * 4 * CHUNK);
+      bring<ONCE>(ring, DOWN_GROUPS, layer.down + p * DOWN_GROUPS * 4 * CHUNK);
     }
 }
 
-// By a whole warp, of which one lane does it.
-__device__ __forceinline__ void bring_inputs(const Flow &flow, Inputs ring, u32 x_seen) {
-  int p = blockIdx.x, share = p % SHARES;
-  bool leads = threadIdx.x % 32 == 0;
-  u32 layers = 0;
+// A warp of the two teams that bring inputs by turns, a group each, so that one is on its way while the other
+// still looks. It brings one chunk of its team's groups.
+struct Bringer {
+  Inputs ring;
+  int chunk;
+  bool turn;  // whether it has the next group
+
+  __device__ __forceinline__ void next() {
+    ring.next();
+    turn = !turn;
+  }
+  __device__ __forceinline__ u32 full() const { return ring.full(chunk / (CHUNKS / X_PIECES)); }
+  // A group that is announced, of chunks of so many numbers.
+  template <int NUMBERS>
+  __device__ __forceinline__ void announced(u32 *counter, u32 target, const bf16 *from) {
+    if (turn && threadIdx.x % 32 == 0) {
+      await(counter, target);
+      order_copies();
+      ring.wait_empty();
+      copy_bulk<EVERY_LAYER>(ring.slot() + chunk * NUMBERS * 2, from + chunk * NUMBERS, NUMBERS * 2, full());
+    }
+    __syncwarp();
+    next();
+  }
+  // Until the chunk has a marked word of each of the 32 warps that write it, in the last row that it writes.
+  __device__ __forceinline__ void await_marks(const bf16 *group, u32 round) const {
+    int lane = this_thread() % 32, tries = 0;
+    const bf16 *word = group + chunk * X_CHUNK + swizzled(min(lane / 8 * 16 + 15, HORIZON - 1), lane % 8);
+    while (!__all_sync(~0u, is_marked(look4(word), round))) one_more(tries);
+  }
+  // A group of marked words, of action rows: looks at all of it, and as long as some is missing not too often.
+  __device__ __forceinline__ void marked(const bf16 *group, u32 round) const {
+    constexpr int EACH = (HORIZON + 3) / 4;  // pieces of 16 bytes, of every fourth row
+    int lane = this_thread() % 32, tries = 0;
+    int last = (min((EACH - 1) * 4 + lane / 8, HORIZON - 1) * 8 + lane % 8) * 8;  // no row: the last one once more
+    const bf16 *from = group + chunk * X_CHUNK, *first = from + lane * 8;
+    uint4 v[EACH];
+    for (bool all = false; !all;) {
+      all = true;
+#pragma unroll
+      for (int j = 0; j < EACH; j++) v[j] = look16(j < EACH - 1 ? first + j * 256 : from + last);
+#pragma unroll
+      for (int j = 0; j < EACH; j++) all = all && is_marked(v[j], round);
+      all = __all_sync(~0u, all);
+      if (!all) await_marks(group, round);
+      one_more(tries);
+    }
+    ring.wait_empty();
+    u32 to = ring.slot() + chunk * X_CHUNK * 2, to_first = to + lane * 16;
+#pragma unroll
+    for (int j = 0; j < EACH; j++) store_shared(j < EACH - 1 ? to_first + j * 512 : to + last * 2, v[j]);
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // before the tensor cores read it
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full());
+  }
+  // All of x: what comes behind the first group is looked at without waiting for it.
+  __device__ __forceinline__ void x(const bf16 *from, u32 round, u32 x_seen) {
+    bool seen = false;
 #pragma unroll 1
-  for (int step = 0; step < STEPS; step++) {
+    for (int i = 0; i < D_GROUPS; i++) {
+      const bf16 *group = from + i * CHUNKS * X_CHUNK;
+      if (turn && !seen) {
+        await_marks(group, round);
+        if (threadIdx.x % 32 == 0) barrier_arrive(x_seen);
+        seen = true;
+      }
+      if (turn) marked(group, round);
+      next();
+    }
+  }
+};
+
+__device__ __forceinline__ void bring_inputs(const Flow &flow, Bringer bringer, u32 x_seen) {
+  int p = blockIdx.x, share = p % SHARES;
+#pragma unroll 1
+  for (int step = 0; step < STEPS; step++)
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
       const Layer &layer = flow.layers[number];
-      if (projects(p)) {
-        await_x(flow, 2 * SHARES * layers, step + 1);
-        if (leads) {
-          barrier_arrive(x_seen);
-          order_copies();
-          ring.bring<EVERY_LAYER, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
-        }
-      }
-      layers++;
-      if (leads) {
+      u32 round = step * DEPTH + number + 1;
+      if (projects(p)) bringer.x(flow.scaled, round, x_seen);
 #pragma unroll 1
-        for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS) {
-          await(counter(flow, QUERIES + share), 32 * layers);
-          order_copies();
-          ring.bring<EVERY_LAYER, GROUP>(1, flow.queries + share * 4 * CHUNK);
-        }
-        await(counter(flow, ATTENDED + share), HORIZON * layers);
-        order_copies();
-        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(HEAD_GROUPS, flow.attended + share * 4 * X_CHUNK);
-      }
-      __syncwarp();
-      await_x(flow, 2 * SHARES * layers - SHARES, step + 1);
-      if (leads) {
-        barrier_arrive(x_seen);
-        order_copies();
-        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(D_GROUPS, flow.scaled);
-        await(counter(flow, HIDDEN + share), 4 * TILES * layers);
-        order_copies();
-        ring.bring<EVERY_LAYER, 8 * X_CHUNK>(DOWN_GROUPS, flow.hidden + share * DOWN_GROUPS * 4 * X_CHUNK);
-      }
-      __syncwarp();
+      for (int unit = p; unit < parts_of(layer) * HEADS; unit += PROGRAMS)
+        bringer.announced<CHUNK>(counter(flow, QUERIES + share), 32 * round, flow.queries + share * 4 * CHUNK);
+      bringer.announced<X_CHUNK>(counter(flow, ATTENDED + share), HORIZON * round, flow.attended + share * 4 * X_CHUNK);
+      bringer.x(flow.scaled + SCALED, round, x_seen);
+#pragma unroll 1
+      for (int i = 0; i < DOWN_GROUPS; i++)
+        bringer.announced<X_CHUNK>(counter(flow, HIDDEN + share), 4 * TILES * round,
+                                   flow.hidden + (share * DOWN_GROUPS + i) * CHUNKS * X_CHUNK);
     }
-  }
 }
 
 // 1 / rms(x) of every row, before every product of x: by two warps.
 __device__ __forceinline__ void scale_rows(const Flow &flow, float *row_scale, u32 x_seen, u32 ready) {
   int i = threadIdx.x % 64, warp = i / 32, lane = i % 32;
   float *others = row_scale + 64;  // [64], of the second warp
-  int times = STEPS * DEPTH * (projects(blockIdx.x) ? 2 : 1);
+  constexpr int AT_ONCE = 16;  // loads; a lane's are of every second program
+  int each = projects(blockIdx.x) ? 2 : 1;  // products of x in a layer
 #pragma unroll 1
-  for (int time = 0; time < times; time++) {
+  for (int time = 0; time < STEPS * DEPTH * each; time++) {
+    u32 round = time / each + 1;
+    int place = time % each == each - 1;
     barrier_wait(x_seen, time & 1);
     float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
-    const float *from = flow.squares + (warp * (PROGRAMS / 2) + lane / 16) * 64 + lane % 16 * 4;
-#pragma unroll 16
-    for (int n = 0; n < 32; n++) {
-      float4 v = load_float4(from + n * 128);
-      total.x += v.x; total.y += v.y; total.z += v.z; total.w += v.w;
+    const float *from = flow.squares + place * SQUARES + (warp * (PROGRAMS / 2) + lane / 16) * 64 + lane % 16 * 4;
+#pragma unroll 1
+    for (int start = 0; start < PROGRAMS / 4; start += AT_ONCE, from += AT_ONCE * 128) {
+      uint4 v[AT_ONCE];
+      bool all;
+      int tries = 0;
+      do {
+        all = true;
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) v[n] = look16(from + n * 128);
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) all = all && is_marked(v[n], round);
+        one_more(tries);
+      } while (!__all_sync(~0u, all));
+#pragma unroll
+      for (int n = 0; n < AT_ONCE; n++) {
+        total.x += __uint_as_float(v[n].x); total.y += __uint_as_float(v[n].y);
+        total.z += __uint_as_float(v[n].z); total.w += __uint_as_float(v[n].w);
+      }
     }
     total.x += __shfl_xor_sync(~0u, total.x, 16);
     total.y += __shfl_xor_sync(~0u, total.y, 16);
@@ -950,11 +1038,7 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
   float own[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll 1
   for (int step = 0;; step++) {
-    if (p < HORIZON) {
-      await_x(flow, 2 * SHARES * DEPTH * step, step);
-      computing_sync();
-      advance(flow, step);
-    }
+    if (p < HORIZON) advance(flow, step);
     if (step == STEPS) return;
 #pragma unroll 1
     for (int number = 0; number < DEPTH; number++) {
@@ -971,11 +1055,11 @@ __device__ __forceinline__ void compute(const Flow &flow, Weights w, Inputs x, c
       float lse = join(flow, layer, round);
       if (watched) add_saliency(flow, parts, flow.watched[number], watched_round, lse);
       residual(flow, HEAD_GROUPS, flow.exchange, flow.attention_gate + (long long)at * WIDTH, flow.mlp_scale + (long long)at * WIDTH,
-               w, x, own, number == 0, false, at + 1);
+               w, x, own, number == 0, false, at + 1, 1, at + 1);
       gate_up(flow, flow.gate_up_bias + (long long)at * 2 * MLP, w, x, row_scale, scale_ready, scale_parity);
-      // The scale of the next layer's norm; after the last layer nobody reads the product.
+      // The scale of the next layer's norm; after a step's last layer `advance` does it.
       residual(flow, DOWN_GROUPS, flow.exchange + EXCHANGE, flow.mlp_gate + (long long)at * WIDTH,
-               flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1);
+               flow.attention_scale + (long long)(more ? at + 1 : at) * WIDTH, w, x, own, false, last, at + 1, 0, at + 2);
     }
   }
 }
@@ -991,28 +1075,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) expert_flow(const __gri
     w.init();
     x.init();
     barrier_init(scale_ready, 1);
-    barrier_init(x_seen, 1);
+    barrier_init(x_seen, TEAMS * CHUNKS);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   }
   __syncthreads();
   int warp = threadIdx.x / 32;
-  if (warp == 4) {
+  if (warp < COMPUTING / 32) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    wait_for_inputs();
+    compute(flow, w, x, row_scale, scale_ready);
+    return;
+  }
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 96;");
+  warp -= COMPUTING / 32;
+  if (warp == TEAMS * CHUNKS) {
     if (threadIdx.x % 32 == 0) bring_weights(flow, w);
     return;
   }
   wait_for_inputs();
-  if (warp < 4) compute(flow, w, x, row_scale, scale_ready);
-  else if (warp == 5) bring_inputs(flow, x, x_seen);
-  else scale_rows(flow, row_scale, x_seen, scale_ready);
+  if (warp < TEAMS * CHUNKS) bring_inputs(flow, Bringer{x, warp % CHUNKS, warp < CHUNKS}, x_seen);
+  else if (warp >= TEAMS * CHUNKS + 2) scale_rows(flow, row_scale, x_seen, scale_ready);
 }
 
 // ---- before the flow ----------------------------------------------------------------------------
 
 // Puts every layer's prefix into its images, with zeros behind it, and makes zero what has to be.
 // 2 * DEPTH programs for every block of keys of the longest layer: one has a block of a layer's keys or of its values.
-extern "C" __global__ void __launch_bounds__(THREADS) prepare(const __grid_constant__ Flow flow) {
-  constexpr int PIECES = HEAD_DIM / 8, EACH = KEYS * PIECES / THREADS;  // 16 bytes: of a row, of a thread
+extern "C" __global__ void __launch_bounds__(PREPARING) prepare(const __grid_constant__ Flow flow) {
+  constexpr int PIECES = HEAD_DIM / 8, EACH = KEYS * PIECES / PREPARING;  // 16 bytes: of a row, of a thread
   let_next_begin();  // the flow asks for weights, and waits
   wait_for_inputs();
   int part = blockIdx.x / (2 * DEPTH), which = blockIdx.x % (2 * DEPTH), thread = threadIdx.x;
@@ -1023,14 +1114,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) prepare(const __grid_const
   uint4 v[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    int key = part * KEYS + (i * THREADS + thread) / PIECES;
+    int key = part * KEYS + (i * PREPARING + thread) / PIECES;
     v[i] = key < layer.n_prefix ? from[key * PIECES + thread % PIECES] : zero;
   }
-  for (int i = blockIdx.x * THREADS + thread; i < flow.n_zeros; i += gridDim.x * THREADS) ((uint4 *)flow.zeros)[i] = zero;
+  for (int i = blockIdx.x * PREPARING + thread; i < flow.n_zeros; i += gridDim.x * PREPARING) ((uint4 *)flow.zeros)[i] = zero;
   if (part >= parts_of(layer)) return;
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
-    int row = (i * THREADS + thread) / PIECES, piece = thread % PIECES;
+    int row = (i * PREPARING + thread) / PIECES, piece = thread % PIECES;
     to[piece / 8 * (CHUNK / 8) + row * 8 + (piece % 8 ^ row % 8)] = v[i];
   }
 }

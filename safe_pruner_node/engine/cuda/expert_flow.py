@@ -13,14 +13,15 @@ NAME, PREPARE = "expert_flow", "prepare"
 """Its kernels: the flow, and what has to run before each."""
 ARCH, CAPABILITY = "sm_90a", (9, 0)
 
-PROGRAMS, SHARES, THREADS, KEYS = 128, 8, 256, 64
+PROGRAMS, SHARES, THREADS, PREPARING, KEYS = 128, 8, 512, 256, 64
+"""Programs of the flow, shares of K; threads of its programs and of those that prepare it."""
 CHUNK = 64
 """Rows and columns of a chunk of an image."""
 MOST_ROWS = 64
 """Action rows: the columns of one product."""
 MOST_KEYS = 32 * KEYS
 """Prefix and suffix: a warp joins the sums over the blocks of keys, a lane has one."""
-COUNTERS, COUNTER_BYTES = 17 + 3 * SHARES, 128
+COUNTERS, COUNTER_BYTES = 1 + 3 * SHARES, 128
 EXCHANGED = 2 * PROGRAMS * SHARES * 512
 """Numbers that programs hand each other in a layer."""
 WORD = 16
