@@ -21,7 +21,7 @@ setup(
     description="A pi0.5 policy with SAFE-Pruner on an Astribot S1.",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["py.typed"], f"{PACKAGE}.engine.cuda": ["*.cu"]},
+    package_data={PACKAGE: ["py.typed"], f"{PACKAGE}.engine.cuda": ["*.cu", "*.cuh"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (str(SHARE), ["package.xml"]),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.cuda import expert_flow as kernel
+from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.expert_weights import (
     ExpertLayer,
     Modulation,
@@ -153,7 +154,7 @@ class ResidentFlow:
             # NVIDIA's bindings are no requirement: only who runs this kernel imports them.
             from safe_pruner_node.engine.cuda.compile import CudaKernel  # noqa: PLC0415
 
-            source, arch = kernel.SOURCE.read_text(), kernel.ARCH
+            source, arch = read_source(kernel.SOURCE), kernel.ARCH
             defines = kernel.defines(steps, horizon, self._model.config.action_dim)
             prepare = CudaKernel(source, kernel.PREPARE, arch, defines, 0)
             whole = CudaKernel(source, kernel.NAME, arch, defines, kernel.SHARED_BYTES)

@@ -23,6 +23,7 @@ from fused_flow_checks import (
 from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
+from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.flow import DeepSettings, FlowSchedule
 from safe_pruner_node.engine.prompt import Prompt
 from safe_pruner_node.engine.resident_flow import ResidentFlow, fits, unsupported
@@ -76,7 +77,7 @@ def check_prepare(horizon=50, device="cuda"):
     zeros, behind = torch.ones(2, 1 << 23, dtype=torch.uint8, device=device).unbind()
     flow.zeros, flow.n_zeros = zeros.data_ptr(), len(zeros) // expert_flow.WORD
     defines = expert_flow.defines(10, horizon, 32)
-    source = expert_flow.SOURCE.read_text()
+    source = read_source(expert_flow.SOURCE)
     kernel = CudaKernel(source, expert_flow.PREPARE, expert_flow.ARCH, defines, 0)
     kernel.launch(expert_flow.preparing(lengths, horizon), expert_flow.THREADS, flow)
     assert torch.equal(images, images_of(cache, horizon))

@@ -11,9 +11,10 @@ from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
 from safe_pruner_node.engine.cuda.expert_flow import Flow, Layer, defines
+from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.resident_images import point_prefix
 
-TEXT = expert_flow.SOURCE.read_text()
+TEXT = read_source(expert_flow.SOURCE)
 LINES = re.compile(r"^(?:typedef|constexpr int|static_assert\().*;", re.MULTILINE)
 BLOCKS = re.compile(r"^(?:struct (?:Layer|Flow)|enum Counter) \{.*?^\};", re.MULTILINE | re.DOTALL)
 PARTS_OF = re.compile(r"^__device__ .* int parts_of\(.*\}$", re.MULTILINE)

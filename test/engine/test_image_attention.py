@@ -27,10 +27,11 @@ from safe_pruner_node.engine.cuda.image_attention import (
     shared_bytes,
     warpgroups_for,
 )
+from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.fused_vision import FusedVision
 from safe_pruner_node.pi05.config import PI05
 
-TEXT = image_attention.SOURCE.read_text()
+TEXT = read_source(image_attention.SOURCE)
 LINES = re.compile(r"^(?:typedef|constexpr int|static_assert\().*;", re.MULTILINE)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 STRUCTURE = re.compile(r"^struct ImageAttention \{.*?^\};", re.MULTILINE | re.DOTALL)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safe_pruner_node.engine.cuda import product
 from safe_pruner_node.engine.cuda.product import DEPTH, After, Map, Plan, Product
 from safe_pruner_node.engine.cuda.product_plan import plan_for, plans
+from safe_pruner_node.engine.cuda.source import read_source
 
-TEXT = product.SOURCE.read_text()
+TEXT = read_source(product.SOURCE)
 LINES = re.compile(
     r"^(?:typedef|constexpr (?:int|bool)|static_assert\()[^\n]*;[^;\n]*$", re.MULTILINE
 )

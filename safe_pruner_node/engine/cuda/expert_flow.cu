@@ -31,9 +31,7 @@
 // Compiled with WIDTH, MLP, HEADS, HEAD_DIM, DEPTH, STEPS, HORIZON, ACTION_DIM defined. Shapes: H rows
 // (HORIZON), D width, M MLP channels, h heads, d head_dim, A action_dim, N prefix keys of a layer, P blocks of keys.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short bf16;
+#include "sm90.cuh"
 
 constexpr int PROGRAMS = 128, SHARES = 8, TILES = PROGRAMS / SHARES, COMPUTING = 128, THREADS = 256;
 constexpr int ROWS = (HORIZON + 7) / 8 * 8;  // of action rows in an image
@@ -96,11 +94,6 @@ extern __shared__ unsigned char unaligned[];
 
 // ---- small things -------------------------------------------------------------------------------
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
 __device__ __forceinline__ float low(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 __device__ __forceinline__ float round_bf16(float x) { return low(pack(x, 0.f)); }
@@ -109,7 +102,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ unsigned char *shared_memory() {
   u32 at = shared_address(unaligned);
   return unaligned + ((1024 - at % 1024) % 1024);
@@ -216,16 +208,6 @@ __device__ __forceinline__ void order_copies() { asm volatile("fence.proxy.async
 
 // ---- barriers and rings in shared memory --------------------------------------------------------
 
-__device__ __forceinline__ void barrier_init(u32 at, u32 count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count));
-}
-__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
-  u32 done;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                 : "=r"(done) : "r"(at), "r"(parity) : "memory");
-  } while (!done);
-}
 __device__ __forceinline__ void barrier_arrive(u32 at) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(at) : "memory");
 }
@@ -235,7 +217,7 @@ __device__ __forceinline__ void barrier_arrive(u32 at) {
 enum Use { ONCE, EVERY_STEP, EVERY_LAYER };
 template <Use USE>
 __device__ __forceinline__ void copy_bulk(u32 to, const void *from, u32 bytes, u32 barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  barrier_expect(barrier, bytes);
   u64 policy;
   if (USE == ONCE) asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   else if (USE == EVERY_STEP) asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
@@ -294,14 +276,9 @@ using Inputs = Ring<X_GROUPS, X_PIECES>;
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
-// Descriptor of an operand in shared memory, lower half: rows of 128 bytes, swizzled. The same in all lanes.
-__device__ __forceinline__ u32 operand(u32 at) { return __shfl_sync(~0u, (at & 0x3ffff) >> 4 | 1 << 16, 0); }
-// Upper half: eight rows 1024 bytes apart.
-__device__ __forceinline__ u64 descriptor(u32 lower) { return (u64)(64u | 1u << 30) << 32 | lower; }
-__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING>
-__device__ __forceinline__ void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// What is the same in all lanes; the compiler does not see it of itself.
+__device__ __forceinline__ u32 same_in_all(u32 x) { return __shfl_sync(~0u, x, 0); }
+
 
 #define SUMS(c) \
   "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), \
@@ -336,7 +313,7 @@ __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 
 // PITCH: bytes from one chunk of inputs to the next.
 template <int PITCH, int SUMS>
 __device__ __forceinline__ void multiply_group(float (&c)[SUMS], u32 b_at, Inputs &x, int accumulate) {
-  u32 a = operand(x.slot()), b = operand(b_at);
+  u32 a = same_in_all(operand(x.slot())), b = same_in_all(operand(b_at));
 #pragma unroll
   for (int chunk = 0; chunk < 4; chunk++) {
     if (chunk % (4 / X_PIECES) == 0) {
@@ -368,7 +345,7 @@ __device__ __forceinline__ void product(float (&c)[SUMS], int groups, Weights &w
     }
     if (i % AT_ONCE == AT_ONCE - 1) w.next();
   }
-  multiply_wait<0>();
+  multiply_wait<0>(c);
   x.free(1);
 }
 
@@ -473,7 +450,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   x.wait(0);
   w.free_pending();
   multiply_group<SLOT>(s, w.slot(), x, 0);
-  multiply_wait<0>();
+  multiply_wait<0>(s);
   w.next();
   x.next();
   x.free(1);
@@ -524,7 +501,7 @@ __device__ __forceinline__ void attend(const Flow &flow, const Layer &layer, int
   // [warp, chunk, row or row + 8, 2, lane, 8 channels]: what a lane has, in two pieces.
   bf16 *to = layer.parts + ((part * HEADS + head) * 4 + warp) * 4096 + lane * 8;
   w.wait(0);
-  u32 b = operand(w.slot());
+  u32 b = same_in_all(operand(w.slot()));
   float o[4][32];
   multiply_begin();
 #pragma unroll

@@ -16,9 +16,7 @@
 // Compiled with HEADS, DIM, KEYS, WARPGROUPS defined. Shapes: C images, P patches of one (KEYS), N = C * P rows,
 // h heads, d channels per head, D = h * d.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short bf16;
+#include "sm90.cuh"
 
 constexpr int THREADS = 128 * WARPGROUPS, ROWS = 64 * WARPGROUPS, WIDTH = HEADS * DIM;
 constexpr int MAJOR = 64, ROW_BYTES = DIM * 2;     // channels of `wgmma`
@@ -37,11 +35,6 @@ extern __shared__ unsigned char unaligned[];
 
 // ---- small things -------------------------------------------------------------------------------
 
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -56,8 +49,6 @@ __device__ __forceinline__ float sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
   return x + __shfl_xor_sync(~0u, x, 2);
 }
-__device__ __forceinline__ void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- copies -------------------------------------------------------------------------------------
 
@@ -109,18 +100,6 @@ __device__ __forceinline__ void copy_out(bf16 *to, u32 from) {
 
 // ---- tensor cores -------------------------------------------------------------------------------
 
-// Descriptor of rows of 128 bytes, swizzled: eight of them 1024 bytes apart from the next eight.
-__device__ __forceinline__ u64 descriptor(u32 at) { return (u64)(64u | 1u << 30) << 32 | (at & 0x3ffff) >> 4 | 1u << 16; }
-__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until c is complete, and with it all but so many of the groups that were committed.
-template <int PENDING>
-__device__ __forceinline__ void multiply_wait(float (&c)[32]) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-#pragma unroll
-  for (int i = 0; i < 32; i++) asm volatile("" : "+f"(c[i])::"memory");  // or the compiler reads c before
-}
-
 // c[64 rows, 64] (+)= a[rows, 16] @ b, which is [64, 16].T (BY_ROWS 0) or [16, 64] (BY_ROWS 1).
 template <int BY_ROWS>
 __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 b, int accumulate) {
@@ -131,7 +110,7 @@ __device__ __forceinline__ void multiply(float (&c)[32], const u32 (&a)[4], u32 
                  "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
                  "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
                  "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(b)), "r"(accumulate), "n"(BY_ROWS));
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor(operand(b))), "r"(accumulate), "n"(BY_ROWS));
 }
 // c[16 rows, 8] += a[rows, 8] @ b[8, 8].T, of one warp.
 __device__ __forceinline__ void multiply_minor(float *c, const u32 (&a)[2], u32 b) {
@@ -228,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) image_attention(const _
   constexpr int PARTS = KEYS / ROWS;  // programs of one head of one image
   int part = blockIdx.x % PARTS, head = blockIdx.x / PARTS % HEADS, image = blockIdx.x / PARTS / HEADS;
   int row = part * ROWS + threadIdx.x / 32 * 16;  // of a warp, the first one
-  u32 shared = ((u32)__cvta_generic_to_shared(unaligned) + 1023) / 1024 * 1024;
+  u32 shared = (shared_address(unaligned) + 1023) / 1024 * 1024;
   u32 rows = shared + ROWS_AT + threadIdx.x / 32 * 16 * ROW_BYTES;
   const bf16 *queries = given.qkv + (long long)image * KEYS * 3 * WIDTH + head * DIM;
   const bf16 *keys = queries + WIDTH, *values = keys + WIDTH;

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.cuda.available import ARCH, available
+from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.pi05.config import VisionConfig
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class ImageAttention:
         from safe_pruner_node.engine.cuda.compile import CudaKernel  # noqa: PLC0415
 
         if warpgroups not in self._kernels:
-            source, macros = SOURCE.read_text(), defines(self._heads, warpgroups)
+            source, macros = read_source(SOURCE), defines(self._heads, warpgroups)
             shared = shared_bytes(warpgroups)
             self._kernels[warpgroups] = CudaKernel(source, NAME, ARCH, macros, shared)
         return self._kernels[warpgroups]

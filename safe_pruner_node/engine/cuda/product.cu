@@ -18,9 +18,7 @@
 // group of warps does with one step of K), CLUSTER_F, CLUSTER_N, STAGES, AFTER defined. `multiply` is written by
 // product.py: its registers have to be listed one by one.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef unsigned short bf16;
+#include "sm90.cuh"
 
 constexpr int GROUPS = 2, COMPUTING = GROUPS * 128, THREADS = COMPUTING + 128;
 constexpr int FEATURES = GROUPS * 64 * PIECES, DEPTH = 64;
@@ -51,12 +49,6 @@ struct Product {
 
 extern __shared__ unsigned char unaligned[];
 
-__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ u32 pack(float low, float high) {
-  u32 out;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-  return out;
-}
 __device__ __forceinline__ float number(bf16 x) { return __uint_as_float((u32)x << 16); }
 // The tanh form, by the multiprocessor's own tanh: one slow instruction where an exponential and a division are two.
 __device__ __forceinline__ float gelu(float a) {
@@ -73,22 +65,11 @@ __device__ __forceinline__ u32 cluster_rank() {
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// ---- barriers -----------------------------------------------------------------------------------
+// ---- between blocks -----------------------------------------------------------------------------
 
-__device__ __forceinline__ void barrier_init(u32 at, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(count));
-}
-__device__ __forceinline__ void barrier_wait(u32 at, u32 parity) {
-  u32 done;
-  do {
-    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-                 : "=r"(done) : "r"(at), "r"(parity) : "memory");
-  } while (!done);
-}
-__device__ __forceinline__ void barrier_expect(u32 at, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
-}
-// At the same place in the memory of another block of the cluster.
+// At the same place in the memory of another block of the cluster. Not `.release.cluster`: that is a fence for all
+// memory in the machine code, which waits for every operand on its way, and takes a third of the speed. What it would
+// order, reads of shared memory by tensor cores, `multiply_wait` has seen the end of.
 __device__ __forceinline__ void barrier_arrive(u32 at, u32 rank) {
   asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
                "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(at), "r"(rank) : "memory");
@@ -175,7 +156,7 @@ __device__ __forceinline__ void bring(const Product &p, u32 base, u32 full, u32 
     barrier_expect(full + step * 8, STAGE);
     bring_weights(p, unit, step, base + step * STAGE, full + step * 8, rank);
   }
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  wait_for_inputs();
   for (int step = 0; step < early; step++) {
     bring_inputs(p, unit, step, base + step * STAGE, full + step * 8, rank);
     place.next();
@@ -194,15 +175,6 @@ __device__ __forceinline__ void bring(const Product &p, u32 base, u32 full, u32 
 }
 
 // ---- tensor cores -------------------------------------------------------------------------------
-
-// Descriptor of an operand in shared memory, lower half: rows of 128 bytes, swizzled. The same in all lanes.
-__device__ __forceinline__ u32 operand(u32 at) { return __shfl_sync(~0u, (at & 0x3ffff) >> 4 | 1 << 16, 0); }
-// Upper half: eight rows 1024 bytes apart.
-__device__ __forceinline__ u64 descriptor(u32 lower) { return (u64)(64u | 1u << 30) << 32 | lower; }
-__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING>
-__device__ __forceinline__ void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
 
 // c[64 features, ROWS] (+)= a[features, 16 of K] @ b[rows, 16 of K].T. A lane has features
 // 16 * warp + lane / 4 (+ 8) and rows 8 * j + lane % 4 * 2 (+ 1): c[4 * j + 2 * (+8) + (+1)].
@@ -277,7 +249,8 @@ __device__ __forceinline__ void compute(const Product &p, u32 base, u32 full, u3
 #pragma unroll 1
     for (int step = 0; step < unit.steps; step++) {
       u32 at = base + place.stage * STAGE;
-      u32 w = operand(at + group * (64 * DEPTH * 2)), x = operand(at + W_BYTES);
+      // The same in all lanes; the compiler does not see it of itself.
+      u32 w = __shfl_sync(~0u, operand(at + group * (64 * DEPTH * 2)), 0), x = __shfl_sync(~0u, operand(at + W_BYTES), 0);
       barrier_wait(full + place.stage * 8, place.parity);
       multiply_begin();
 #pragma unroll
@@ -293,7 +266,7 @@ __device__ __forceinline__ void compute(const Product &p, u32 base, u32 full, u3
       before = place.stage;
       place.next();
     }
-    multiply_wait<0>();
+    multiply_wait<0>(reinterpret_cast<float (&)[PIECES * SUMS]>(c));
     if (thread < CLUSTER) barrier_arrive(empty + before * 8, thread);
 #pragma unroll
     for (int f = 0; f < (GATED ? 1 : PIECES); f++) {
@@ -315,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   }
   __syncthreads();
   if (CLUSTER > 1) cluster_arrive(), cluster_wait();
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  let_next_begin();
   if (threadIdx.x >= COMPUTING) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == COMPUTING) bring(p, base, full, empty, rank);

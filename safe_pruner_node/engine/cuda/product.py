@@ -11,6 +11,8 @@ from enum import IntEnum
 from math import ceil
 from pathlib import Path
 
+from safe_pruner_node.engine.cuda.source import read_source
+
 SOURCE = Path(__file__).with_suffix(".cu")
 NAME = "product"
 ARCH, CAPABILITY = "sm_90a", (9, 0)
@@ -147,4 +149,4 @@ __device__ __forceinline__ void multiply(float (&c)[SUMS], u64 a, u64 b, int acc
                : {registers} : "l"(a), "l"(b), "r"(accumulate));
 }}
 """
-    return SOURCE.read_text() + multiply
+    return read_source(SOURCE) + multiply
