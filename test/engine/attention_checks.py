@@ -5,7 +5,6 @@ TRITON_INTERPRET=1 python test/engine/attention_checks.py --device cpu     error
 """
 
 import argparse
-import statistics
 import sys
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import triton
 from torch.nn.functional import conv2d, pad, scaled_dot_product_attention, unfold
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from graph_time import graph_us
 
 from safe_pruner_node.engine.cuda import image_attention
 from safe_pruner_node.engine.kernels import patches, prefill_attention
@@ -34,32 +35,10 @@ def off(a, expected):
 def report(name, found, expected, call=None):
     """Print an error, and microseconds where there is a GPU to measure them."""
     error = off(found.reshape(expected.shape), expected)
-    time = "" if call is None or not found.is_cuda else f"{graph_us(call):7.2f} us"
+    time = "" if call is None or not found.is_cuda else f"{graph_us([call] * CALLS):7.2f} us"
     mark = "" if error < BAR else "  WRONG"
     print(f"  {name:46} error {error:.1e} {time}{mark}", flush=True)
     return error < BAR
-
-
-def graph_us(call, replays=20):
-    """Median microseconds of one of `CALLS` calls in a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = [call() for _ in range(CALLS)]
-    times = []
-    for _ in range(replays + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    del kept
-    return statistics.median(times[3:]) * 1e3 / CALLS
 
 
 def random(*shape, device, scale=1.0):

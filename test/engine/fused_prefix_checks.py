@@ -7,7 +7,6 @@ TRITON_INTERPRET=1 python test/engine/fused_prefix_checks.py --small --device cp
 import argparse
 import copy
 import itertools
-import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from graph_time import graph_us
 
 from safe_pruner_node.engine.fused_prefix import FusedPrefix, _Padding
 from safe_pruner_node.engine.fused_vision import FusedVision
@@ -153,34 +154,12 @@ def check_all(model):
     assert max(ratios) <= BAR, max(ratios)
 
 
-def graph_ms(function, replays=50):
-    """Median milliseconds of a replayed CUDA graph of a function."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    times = []
-    for _ in range(replays + 5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[5:])
-
-
 @torch.inference_mode()
 def time_stages(model, cameras=3, text=120, bucket=128, kept=192, layer=3):
     """Print the time of every stage, without padding and with."""
     vision, prefix = FusedVision(model), FusedPrefix(model)
     images, prompt, keep = random_query(model.config, Case(cameras, text, None, kept), model.device)
-    print(f"{'vision':50} {graph_ms(lambda: vision(images)):7.3f} ms")
+    print(f"{'vision':50} {graph_us([lambda: vision(images)]) / 1e3:7.3f} ms")
     z = vision(images).clone()
     for given in (prompt, prompt.padded(bucket)):
         name = f"{text} of {given.slots} text slots"
@@ -190,17 +169,12 @@ def time_stages(model, cameras=3, text=120, bucket=128, kept=192, layer=3):
             "read_early": lambda: prefix.read_early(layer, z, given),  # noqa: B023
             f"late, {kept} kept": lambda: prefix.late(early, keep),  # noqa: B023
         }.items():
-            print(f"{f'{stage}, {name}':50} {graph_ms(function):7.3f} ms", flush=True)
+            print(f"{f'{stage}, {name}':50} {graph_us([function]) / 1e3:7.3f} ms", flush=True)
 
 
 def _each(name, calls, flops=0.0, n_bytes=0.0):
     """Print the mean time of one of the calls."""
-
-    def run():
-        for call in calls:
-            call()
-
-    us = graph_ms(run) * 1e3 / len(calls)
+    us = graph_us(calls)
     rates = f"{flops / us / 1e6:6.0f} TFLOP/s" if flops else f"{n_bytes / us / 1e6:6.2f} TB/s"
     print(f"{name:50} {us:7.1f} us {rates}", flush=True)
 

@@ -7,7 +7,6 @@ TRITON_INTERPRET=1 python test/engine/fused_pruner_checks.py --device cpu    err
 
 import argparse
 import itertools
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from graph_time import graph_us
 
 from safe_pruner_node.engine import fused_pruner
 from safe_pruner_node.engine.kernels import early_votes, token_match
@@ -187,35 +188,13 @@ def check_all(device):
         print(f"judge, {change}: {check_judge(problem(device=device, **change))}", flush=True)
 
 
-def graph_us(function, times=20, replays=100):
-    """Median microseconds of a call: alone in a CUDA graph, and one of many in a row in one."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    medians = []
-    for calls in (1, times):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                function()
-        seen = []
-        for _ in range(replays + 10):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            seen.append(start.elapsed_time(end) * 1e3 / calls)
-        medians.append(statistics.median(seen[10:]))
-    return medians
+IN_A_ROW = 20
+"""Calls in one graph."""
 
 
 def show(name, function):
     """Print the time of a call."""
-    alone, in_row = graph_us(function)
+    alone, in_row = graph_us([function]), graph_us([function] * IN_A_ROW)
     print(f"{name:75} alone {alone:7.1f} us, in a row {in_row:7.1f} us", flush=True)
 
 

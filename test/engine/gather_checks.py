@@ -6,7 +6,6 @@ TRITON_INTERPRET=1 python test/engine/gather_checks.py --device cpu        equal
 
 import argparse
 import math
-import statistics
 import sys
 from pathlib import Path
 
@@ -14,31 +13,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from graph_time import graph_us
+
 from safe_pruner_node.engine.kernels.gather import embed_rows, kept_rows
 
 VISUAL, TEXT, KEPT, WIDTH, VOCABULARY = 768, 128, 192, 2048, 50_000
 SCALE = math.sqrt(WIDTH)
-
-
-def graph_us(function, calls=20, replays=30):
-    """Median microseconds of a call, of `calls` in one graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        function()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(calls):
-            function()
-    times = []
-    for _ in range(replays + 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / calls)
-    return statistics.median(times[3:])
+CALLS = 20
+"""In one graph."""
 
 
 @torch.inference_mode()
@@ -75,7 +57,8 @@ def main():
             assert torch.equal(a, b), name
         print(f"{name}: equal", flush=True)
         if device != "cpu":
-            print(f"  {graph_us(ours):.2f} us, torch {graph_us(by_torch):.2f} us", flush=True)
+            us, torch_us = graph_us([ours] * CALLS), graph_us([by_torch] * CALLS)
+            print(f"  {us:.2f} us, torch {torch_us:.2f} us", flush=True)
     assert torch.equal(query, expected)
 
 

@@ -4,7 +4,6 @@ python test/engine/product_checks.py [plans to try per product]
 """
 
 import itertools
-import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from graph_time import graph_us
 
 from safe_pruner_node.engine.cuda.product import After, Plan
 from safe_pruner_node.engine.cuda.product_plan import cycles, plans
@@ -104,28 +105,6 @@ def by_libraries(case, x, weight, bias):
     if case.after is After.GATED:
         return products.gated(x, Projection(weight), None)[None]
     return products.terms(x, Projection(weight))
-
-
-def graph_us(calls, replays=15):
-    """Median microseconds of one of the calls, which are replayed as one graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(replays + 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / len(calls))
-    return statistics.median(times[3:])
 
 
 def best_plans(case, most):

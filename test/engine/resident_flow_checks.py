@@ -20,6 +20,7 @@ from fused_flow_checks import (
     random_cache,
     random_expert,
 )
+from graph_time import captured, replays_ms
 from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
@@ -86,7 +87,7 @@ def check_prepare(horizon=50, device="cuda"):
     print("the prefix is laid out, and all else is zero", flush=True)
 
 
-def captured(policy, pruned=False, deep=False, horizon=50, slots=128):
+def flow_graph(policy, pruned=False, deep=False, horizon=50, slots=128):
     """Ten steps as a function, and the CUDA graph of them with its results."""
     late = 192 if pruned else 768
     lengths = [768 + slots] * 3 + [late + slots] * 15
@@ -101,20 +102,14 @@ def captured(policy, pruned=False, deep=False, horizon=50, slots=128):
     def run():
         return flow.denoise(schedule, 768, watch, cache, noise, None, prompt)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        kept = run()
+    graph, (kept,) = captured([run])
     return run, graph, kept
 
 
 @torch.inference_mode()
 def check_replays(policy):
     """Every replay of a keyframe's graph gives the same bits as a call without one."""
-    run, graph, kept = captured(policy, deep=True)
+    run, graph, kept = flow_graph(policy, deep=True)
     expected = run()
     for _ in range(3):
         graph.replay()
@@ -127,16 +122,8 @@ def check_replays(policy):
 
 def milliseconds(policy, n=50, **which):
     """Median and 99th percentile of replays of ten steps."""
-    _run, graph, _kept = captured(policy, **which)
-    times = []
-    for _ in range(n + 3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
-    times = sorted(times[3:])
+    _run, graph, _kept = flow_graph(policy, **which)
+    times = sorted(replays_ms(graph, n))
     return times[n // 2], times[int(n * 0.99)]
 
 
@@ -151,5 +138,5 @@ if __name__ == "__main__":
         print(which, f"p50 {p50:.3f} p99 {p99:.3f} ms", flush=True)
     for which in ({"pruned": True}, {"deep": True}):
         print("kernels of", which, flush=True)
-        _run, graph, _kept = captured(policy, **which)
+        _run, graph, _kept = flow_graph(policy, **which)
         kernels(SimpleNamespace(graph=graph))
