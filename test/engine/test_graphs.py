@@ -169,6 +169,28 @@ def test_runner_copies_inputs_in_and_writes_one_result():
     assert runner.captures == 5
 
 
+def layers(x):
+    return [(x + 1, x * 10), (x + 2, x * 20)]
+
+
+def total(cache, y):
+    return sum(a + b for a, b in cache) + y
+
+
+def test_a_result_of_many_tensors_may_be_given_on_whole_or_in_parts():
+    runner = GraphRunner(CPU)
+    cache = runner.run(layers, (), torch.ones(2))
+    whole = runner.run(total, (), cache, torch.zeros(2))
+    assert whole.tolist() == [35.0] * 2
+    runner.run(layers, (), torch.full((2,), 2.0))
+    assert runner.run(total, (), cache, torch.ones(2)) is whole
+    assert whole.tolist() == [68.0] * 2  # what is in the result now
+    assert runner.captures == 2
+    parts = runner.run(total, (), list(cache), torch.ones(2))
+    assert parts.tolist() == [68.0] * 2
+    assert runner.captures == 3
+
+
 def test_what_nobody_writes_is_brought_once():
     runner = GraphRunner(CPU)
     kept, other = snapshot(torch.ones(3)), snapshot(torch.full((3,), 4.0))

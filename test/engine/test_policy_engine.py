@@ -150,6 +150,19 @@ def test_report_of_a_pruned_step(build):
         assert 0 < getattr(pruned.flops, kind) < getattr(keyframe.flops, kind)
 
 
+def test_a_step_does_not_look_through_the_model_to_say_what_it_ran_on(build, monkeypatch):
+    engine = build()
+    name = engine.describe()
+    assert name == "eager cpu fp32, 1 thread"
+
+    def refuse(_self):
+        raise AssertionError("it takes longer than a stage")
+
+    monkeypatch.setattr(torch.nn.Module, "modules", refuse)
+    _, report = engine.step(view())
+    assert report.engine == name
+
+
 def test_report_of_a_vanilla_step(build):
     _, report = build(load_preset(None, "vanilla")).step(view())
     assert (report.pruner, report.keyframe, report.rho) == ("vanilla", False, 0.0)
