@@ -119,7 +119,17 @@ class TensorCoreProducts(Products):
 
         Returns:
             [S, N, F], gated [1, N, F / 2].
+
+        Raises:
+            ValueError: An operand is of another type or not laid out so: the kernel would read
+                something else.
         """
+        operands = [x, weight] if bias is None else [x, weight, bias]
+        if any(operand.dtype != torch.bfloat16 for operand in operands):
+            found = ", ".join(str(operand.dtype) for operand in operands)
+            raise ValueError(f"the kernel multiplies bf16, not {found}")
+        if x.stride(1) != 1 or not weight.is_contiguous():
+            raise ValueError("the kernel reads whole rows and a contiguous weight")
         (n, depth), features = x.shape, len(weight)
         out_features = features // 2 if after is After.GATED else features
         out = x.new_empty(plan.splits, n, out_features)
