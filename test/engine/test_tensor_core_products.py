@@ -91,17 +91,19 @@ def read_by(found, tensor):
     return tensor.as_strided(found.sizes[::-1], strides[::-1])
 
 
+@pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize("wrong", ["x", "weight", "bias"])
-def test_operands_of_another_type_are_refused(products, launched, driver, wrong):
+def test_operands_of_another_type_are_refused(products, launched, wrong):
     x, weight, bias = operands(4, 16, 16)
     given = {"x": x, "weight": weight, "bias": bias}
     given[wrong] = given[wrong].float()
-    with pytest.raises(ValueError, match="bf16, not .*float32"):
+    with pytest.raises(ValueError, match=r"bf16, not .*float32"):
         products.run(plan=Plan(32), after=After.BIAS, **given)
     assert not launched
 
 
-def test_operands_that_lie_otherwise_are_refused(products, launched, driver):
+@pytest.mark.usefixtures("driver")
+def test_operands_that_lie_otherwise_are_refused(products, launched):
     x, weight, _ = operands(16, 16, 16)
     for given in ((x.T, weight), (x, weight.T)):
         with pytest.raises(ValueError, match="whole rows"):
