@@ -86,6 +86,20 @@ class Engine(ABC):
             ConfigError: The settings do not fit the model or these cameras.
         """
 
+    def set_prompt(self, prompt: str, progress: Progress) -> None:  # noqa: B027 - most have no need
+        """Make ready for steps with another prompt; the session goes on.
+
+        On a warm engine that captures, what prompts of such a length need and was not captured yet
+        is captured here. Other engines have nothing to do.
+
+        Args:
+            prompt: The task in words.
+            progress: Told what is being captured.
+
+        Raises:
+            ConfigError: The prompt does not fit; a step with it says the same.
+        """
+
     @property
     @abstractmethod
     def image_side(self) -> int:

@@ -85,6 +85,7 @@ class PolicyEngine(Engine):
         self._state_in_prompt = state_in_prompt
         self._episode = 0
         self._expected: _Expected | None = None
+        self._rehearsed: set[tuple[PrunerSettings, int, int, int]] = set()
         # Once: to look through a model's layers takes longer than a stage.
         self._description = _describe(checkpoint.model, self._session.runner)
 
@@ -173,6 +174,14 @@ class PolicyEngine(Engine):
             self._rehearse(settings, self._expected, lambda _text, _fraction: None)
         self._session.set_pruner(settings)
 
+    def set_prompt(self, prompt: str, progress: Progress) -> None:
+        """Make ready for another prompt; see `Engine.set_prompt`."""
+        if self._expected is None or self._session.runner.prompt_bucket is None:
+            return
+        expected = replace(self._expected, prompt=prompt)
+        self._rehearse(self._session.settings, expected, progress)
+        self._expected = expected
+
     @property
     def image_side(self) -> int:
         """Of the checkpoint's vision tower; see `Engine.image_side`."""
@@ -197,7 +206,7 @@ class PolicyEngine(Engine):
         progress("warm", 1.0)
 
     def _rehearse(self, settings: PrunerSettings, expected: _Expected, progress: Progress) -> None:
-        """Run every kind of step that is to be expected, in a session of its own."""
+        """Run what steps are to be expected and were not run yet, in a session of its own."""
         model, config = self._checkpoint.model, self._checkpoint.config
         runner, steps = self._session.runner, len(self._session.schedule)
         cameras, size = expected.cameras, config.vision.image
@@ -207,10 +216,16 @@ class PolicyEngine(Engine):
         context = camera_context(
             expected.prompt, names, config.vision.tokens, [(size, size)] * cameras, ""
         )
-        session = PolicySession(model, rehearsal(settings), steps, runner)
+        settings = rehearsal(settings)
+        session = PolicySession(model, settings, steps, runner)
         state_dim = self._stats.state.dim if self._state_in_prompt else None
         lengths = prompt_lengths(self._tokenizer, expected.prompt, state_dim)
-        sizes, kinds = prompt_sizes(*lengths, runner.prompt_bucket), step_kinds(settings)
+        kinds = step_kinds(settings)
+        sizes = [
+            n_text
+            for n_text in prompt_sizes(*lengths, runner.prompt_bucket)
+            if (settings, steps, cameras, n_text) not in self._rehearsed
+        ]
         verb = "warming up" if runner.prompt_bucket is None else "capturing"
         total = len(sizes) * len(kinds)
         for i, (n_text, kind) in enumerate(product(sizes, kinds)):
@@ -219,6 +234,8 @@ class PolicyEngine(Engine):
                 session.reset()
             tokens = torch.zeros(1, n_text, dtype=torch.int64)
             session.step(images, tokens, noise, context)
+            if kind == kinds[-1]:
+                self._rehearsed.add((settings, steps, cameras, n_text))
 
     def _noise(self) -> NDArray[np.float64]:
         """Noise of this (episode, query): the same for every method, so comparisons pair up."""

@@ -43,9 +43,11 @@ from safe_pruner_node.inference.protocol import (
     FromWorker,
     Heartbeat,
     Progress,
+    PromptReady,
     PrunerAnswer,
     Ready,
     Reset,
+    SetPrompt,
     SetPruner,
     StepFailed,
     StepRequest,
@@ -110,7 +112,7 @@ class WorkerClient:
     Args:
         settings: How to run the worker.
         on_event: Called with each `WorkerEvent` from the client's own thread; must be quick,
-            may call ``submit``, ``reset_episode`` and ``set_pruner``.
+            may call ``submit``, ``reset_episode``, ``set_pruner`` and ``set_prompt``.
         engine_factory: Picklable callable ``EngineSettings -> Engine`` run in the worker; None
             is ``engine.build.build_engine``.
     """
@@ -141,6 +143,8 @@ class WorkerClient:
         self._pruner_sent = self._pruner
         self._pruner_running = self._pruner
         self._pruner_pending = False
+        self._prompt = settings.prompt
+        self._prompt_pending = False
         self._reset_pending = False
         self._own_events: deque[WorkerEvent] = deque()
         self._losses_in_row = 0
@@ -186,6 +190,7 @@ class WorkerClient:
         if settings is not None:
             self._settings = settings
             self._pruner = settings.engine.pruner
+            self._prompt = settings.prompt
         self._frames = _SPAWN.RawArray("B", self._settings.frame_bytes_max)
         self._frame_bytes = memoryview(self._frames).cast("B")
         self._failure = ""
@@ -259,6 +264,17 @@ class WorkerClient:
             self._pruner_pending = True
             self._flush()
 
+    def set_prompt(self, prompt: str) -> None:
+        """Make the worker ready for another prompt before the next step, and every respawn.
+
+        A prompt of a length that was not captured yet takes seconds on an engine that captures;
+        until then ``submit`` refuses.
+        """
+        with self._lock:
+            self._prompt = prompt
+            self._prompt_pending = True
+            self._flush()
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the worker surely: asked first, then SIGTERM, then SIGKILL. Idempotent.
 
@@ -299,9 +315,19 @@ class WorkerClient:
         if self._pruner_pending:
             self._pruner_pending = False
             self._pruner_sent = self._pruner
-            _send(self._child.channel, _pack(SetPruner(self._pruner)))
-            self._deadline = time.monotonic() + self._settings.start_timeout_s
-            self._state = WorkerState.BUSY
+            self._ask(_pack(SetPruner(self._pruner)))
+        elif self._prompt_pending:
+            self._prompt_pending = False
+            packet = _pack(SetPrompt(self._prompt))
+            if len(packet) <= MESSAGE_BYTES_MAX:  # else `submit` says it
+                self._ask(packet)
+
+    def _ask(self, packet: bytes) -> None:
+        """Send what takes as long as a part of the start, and is answered."""
+        if self._child is not None:
+            _send(self._child.channel, packet)
+        self._deadline = time.monotonic() + self._settings.start_timeout_s
+        self._state = WorkerState.BUSY
 
     # --- the client's thread ------------------------------------------------------------------
 
@@ -361,13 +387,15 @@ class WorkerClient:
         ours.setblocking(False)
         with self._lock:
             self._pruner_pending = False
+            self._prompt_pending = False
             self._reset_pending = False
             self._pruner_running = self._pruner
             engine = replace(self._settings.engine, pruner=self._pruner)
+            prompt = self._prompt
         process = _SPAWN.Process(
             target=_run_worker,
             args=(
-                replace(self._settings, engine=engine),
+                replace(self._settings, engine=engine, prompt=prompt),
                 theirs,
                 self._frames,
                 self._engine_factory,
@@ -440,8 +468,8 @@ class WorkerClient:
                     deaths=self._deaths,
                 )
             )
-        elif isinstance(message, PrunerAnswer):
-            self._pruner_answered(message)
+        elif isinstance(message, PrunerAnswer | PromptReady):
+            self._answered(message)
         elif isinstance(message, Failed):
             raise _ConfigurationRefused(message.line)
         elif isinstance(message, Dying):
@@ -485,15 +513,18 @@ class WorkerClient:
             return _Loss(f"{self._faults_in_row} steps in a row failed: {message.line}")
         return None
 
-    def _pruner_answered(self, message: PrunerAnswer) -> None:
-        with self._lock:
-            if message.refusal is None:
-                self._pruner_running = self._pruner_sent
-            elif not self._pruner_pending:  # nor has another been asked for since
-                self._pruner = self._pruner_running
+    def _answered(self, message: PrunerAnswer | PromptReady) -> None:
+        refusal = None
+        if isinstance(message, PrunerAnswer):
+            refusal = message.refusal
+            with self._lock:
+                if refusal is None:
+                    self._pruner_running = self._pruner_sent
+                elif not self._pruner_pending:  # nor has another been asked for since
+                    self._pruner = self._pruner_running
         self._become_idle()
-        if message.refusal is not None:
-            self._emit(WorkerPrunerRefused(message.refusal))
+        if refusal is not None:
+            self._emit(WorkerPrunerRefused(refusal))
 
     def _become_idle(self) -> None:
         with self._lock:

@@ -42,7 +42,7 @@ class WorkerSettings:
         heartbeat_s: Period of the idle worker's sign of life.
         hang_timeout_s: Longest step, and longest silence of an idle worker, before it is killed.
         start_timeout_s: Longest time from spawn to ready (load and warm-up), and longest change
-            of the pruner.
+            of the pruner or the prompt.
         max_respawns: Respawns in a row, without one completed step between, before giving up.
         respawn_backoff_s: Pause before the first respawn; doubles with each one in a row.
         frame_bytes_max: Shared memory for the frames of one request, bytes.
@@ -131,6 +131,13 @@ class SetPruner:
 
 
 @dataclass(frozen=True)
+class SetPrompt:
+    """Make ready for steps with another prompt; answered by `PromptReady`."""
+
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Stop:
     """Leave the loop and exit with status 0."""
 
@@ -209,6 +216,11 @@ class PrunerAnswer:
 
 
 @dataclass(frozen=True)
+class PromptReady:
+    """Steps with the prompt may come; what is wrong with it, the first of them says."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """A wrong configuration: starting again with the same settings would fail again."""
 
@@ -228,5 +240,15 @@ class Heartbeat:
     """The idle worker's own loop is turning."""
 
 
-ToWorker = StepRequest | Reset | SetPruner | Stop
-FromWorker = Progress | Ready | StepResult | StepFailed | PrunerAnswer | Failed | Dying | Heartbeat
+ToWorker = StepRequest | Reset | SetPruner | SetPrompt | Stop
+FromWorker = (
+    Progress
+    | Ready
+    | StepResult
+    | StepFailed
+    | PrunerAnswer
+    | PromptReady
+    | Failed
+    | Dying
+    | Heartbeat
+)

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from ctypes import Array
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,11 @@ from safe_pruner_node.inference.protocol import (
     Heartbeat,
     OverlaySlot,
     Progress,
+    PromptReady,
     PrunerAnswer,
     Ready,
     Reset,
+    SetPrompt,
     SetPruner,
     StepFailed,
     StepRequest,
@@ -143,6 +146,8 @@ class _Worker:
                 self._policy.engine.reset()
             elif isinstance(message, SetPruner):
                 self._set_pruner(message)
+            elif isinstance(message, SetPrompt):
+                self._set_prompt(message)
             elif isinstance(message, Stop):
                 return
 
@@ -181,6 +186,11 @@ class _Worker:
         except ConfigError as error:
             refusal = _cut(str(error))
         _send(self._channel, PrunerAnswer(refusal))
+
+    def _set_prompt(self, message: SetPrompt) -> None:
+        with suppress(ConfigError):  # the first step with it says so
+            self._policy.engine.set_prompt(message.prompt, self._progress)
+        _send(self._channel, PromptReady())
 
     def _observation(self, request: StepRequest) -> Observation:
         return Observation(

@@ -226,13 +226,14 @@ class RobotSession:
         self.worker.reset_episode()
 
     def set_prompt(self, prompt: str) -> None:
-        """Change the task from the next query on.
+        """Change the task from the next query on, which waits until the worker is ready for it.
 
         Raises:
             ConfigError: An empty prompt.
         """
         if not prompt.strip():
             raise ConfigError("~/set_prompt", "prompt", repr(prompt), "the task in words")
+        self.worker.set_prompt(prompt)  # first: no query may bring it before
         self.prompt = prompt
 
     def set_pruner(self, pruner: PrunerSettings) -> None:

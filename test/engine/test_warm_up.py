@@ -103,6 +103,32 @@ def test_a_new_bucket_is_captured_once_and_said(engine):
     assert "capture" not in again.stage_ms
 
 
+def test_another_prompt_is_captured_when_it_is_set_and_only_once(engine):
+    warm_up(engine)
+    told = []
+    for prompt, expected in ((LONG, 2), (PROMPT, 0), (LONG, 0)):
+        told.clear()
+        engine.set_prompt(prompt, lambda *line: told.append(line))
+        assert len(told) >= expected
+        assert bool(told) == bool(expected)
+        for t in range(3):
+            assert "capture" not in engine.step(view(t, prompt=prompt))[1].stage_ms
+
+
+def test_another_prompt_does_not_begin_a_new_session(engine):
+    warm_up(engine)
+    engine.step(view(0))
+    engine.set_prompt(LONG, lambda *_: None)
+    _, report = engine.step(view(1))
+    assert report.query == 1
+    assert not report.keyframe
+
+
+def test_a_prompt_before_anything_is_warm_costs_nothing(engine):
+    engine.set_prompt(LONG, lambda *_: pytest.fail("nothing is to be captured yet"))
+    assert engine._session.runner.captures == 0
+
+
 def test_another_resolution_costs_the_resize_alone(engine):
     """And is said; the model's stages see what they saw."""
     warm_up(engine)

@@ -106,6 +106,39 @@ def test_pruner_chosen_during_a_step_runs_the_next(launch, observe, settings):
     assert worker.wait_for(WorkerResult, 2).report.rho == 0.5
 
 
+def test_the_worker_is_ready_for_a_prompt_before_a_step_brings_it(launch, observe):
+    worker = launch(worker_fakes.good)
+    worker.wait_for(WorkerReady)
+    assert worker.submit(observe("sleep 0.2"))
+    worker.client.set_prompt("slow 0.2")  # a step is under way
+    assert worker.wait_for(WorkerResult).report.engine == "fake, ready for ''"
+    while not worker.submit(observe("slow 0.2")):
+        pass
+    assert worker.wait_for(WorkerResult, 2).report.engine == "fake, ready for 'slow 0.2'"
+    worker.client.set_prompt("slow 0.1")  # none is
+    assert not worker.submit(observe("slow 0.1"))
+    while not worker.submit(observe("slow 0.1")):
+        pass
+    assert worker.wait_for(WorkerResult, 3).report.engine == "fake, ready for 'slow 0.1'"
+    told = [event.text for event in worker.events if isinstance(event, WorkerProgress)]
+    assert told[-2:] == ["making ready for 'slow 0.2'", "making ready for 'slow 0.1'"]
+
+
+def test_pruner_and_prompt_chosen_during_a_step_both_come_before_the_next(
+    launch, observe, settings
+):
+    worker = launch(worker_fakes.good)
+    worker.wait_for(WorkerReady)
+    assert worker.submit(observe("sleep 0.2"))
+    worker.client.set_prompt("slow 0.1")
+    worker.client.set_pruner(dataclasses.replace(settings.engine.pruner, rho=0.5))
+    worker.wait_for(WorkerResult)
+    while not worker.submit(observe()):
+        pass
+    report = worker.wait_for(WorkerResult, 2).report
+    assert (report.rho, report.engine) == (0.5, "fake, ready for 'slow 0.1'")
+
+
 def test_overlays_come_through_shared_memory_whole(launch, observe, robot):
     worker = launch(worker_fakes.good)
     worker.wait_for(WorkerReady)

@@ -19,6 +19,7 @@ from safe_pruner_node.inference.client import WorkerState
 from safe_pruner_node.inference.events import (
     WorkerFailed,
     WorkerLost,
+    WorkerProgress,
     WorkerPrunerRefused,
     WorkerReady,
     WorkerResult,
@@ -237,6 +238,48 @@ def test_pruner_that_does_not_fit_is_refused_and_the_old_one_survives_a_respawn(
     worker.wait_for(WorkerReady, 2)
     assert worker.submit(observe())
     assert worker.wait_for(WorkerResult).report.rho == 0.5
+
+
+def test_a_prompt_may_take_as_long_as_a_part_of_the_start(launch, settings, observe):
+    worker = launch(worker_fakes.good, dataclasses.replace(settings, hang_timeout_s=0.3))
+    worker.wait_for(WorkerReady)
+    worker.client.set_prompt("slow 1.0")
+    while not worker.submit(observe()):
+        time.sleep(0.01)
+    assert worker.wait_for(WorkerResult).report.engine == "fake, ready for 'slow 1.0'"
+    assert worker.client.deaths == 0
+
+
+def test_a_prompt_that_is_refused_is_said_by_its_first_step(launch, observe):
+    worker = launch(worker_fakes.good)
+    worker.wait_for(WorkerReady)
+    worker.client.set_prompt("refuse")
+    while not worker.submit(observe("refuse")):
+        pass
+    assert "expected another prompt" in worker.wait_for(WorkerStepFailed).line
+    assert worker.client.deaths == 0
+
+
+def test_a_prompt_as_long_as_a_message_changes_nothing_until_a_step_brings_it(launch, observe):
+    worker = launch(worker_fakes.good)
+    worker.wait_for(WorkerReady)
+    worker.client.set_prompt("x" * 1_000_000)
+    assert worker.client.state is WorkerState.READY
+    assert worker.submit(observe())
+    assert worker.wait_for(WorkerResult).report.engine == "fake, ready for ''"
+
+
+def test_a_respawned_worker_warms_up_for_the_prompt_of_now(launch, observe):
+    worker = launch(worker_fakes.good)
+    first = worker.wait_for(WorkerReady)
+    worker.client.set_prompt("put it back")
+    while not worker.submit(observe()):
+        pass
+    worker.wait_for(WorkerResult)
+    os.kill(first.pid, signal.SIGKILL)
+    worker.wait_for(WorkerReady, 2)
+    told = [event.text for event in worker.events if isinstance(event, WorkerProgress)]
+    assert "warming up: 'put it back', 3 cameras" in told
 
 
 def test_stop_ends_even_a_hung_worker_and_leaves_nothing(launch, observe):

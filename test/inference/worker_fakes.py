@@ -24,6 +24,7 @@ class FakeEngine(Engine):
         self.settings = settings
         self.pruner = settings.pruner
         self.query = 0
+        self.prompt = ""
 
     def step(self, inputs, noise=None):  # noqa: ARG002
         word, _, argument = inputs.prompt.partition(" ")
@@ -54,7 +55,7 @@ class FakeEngine(Engine):
             kept_indices=dict.fromkeys(cameras, KEPT),
             text_tokens=10,
             flops=Flops(1.0, 1.0, 1.0),
-            engine="fake",
+            engine=f"fake, ready for {self.prompt!r}",
             stage_ms={"model": 0.0},
         )
         return np.tile(inputs.state, (50, 1)), report
@@ -65,6 +66,15 @@ class FakeEngine(Engine):
     def set_pruner(self, settings):
         settings.check_depth(10)
         self.pruner = settings
+
+    def set_prompt(self, prompt, progress):
+        word, _, argument = prompt.partition(" ")
+        progress(f"making ready for {prompt!r}", 1.0)
+        if word == "slow":
+            time.sleep(float(argument))
+        elif word == "refuse":
+            raise ConfigError("observation", "prompt", "refuse", "another prompt")
+        self.prompt = prompt
 
     @property
     def image_side(self):
