@@ -155,14 +155,12 @@ def test_files_are_bounded_and_still_read(tmp_path, dataset):
     assert len(list((tmp_path / "videos" / HEAD).glob("*/*"))) == 3
     split, whole = open_dataset(tmp_path), open_dataset(dataset[0])
     np.testing.assert_array_equal(split.state, whole.state)
-    for number in range(3):
+    for number, episode in enumerate(dataset[1]):
         for camera in (HEAD, WRIST):
-            ours, wanted = (d.read_frames(number, camera).astype(int) for d in (split, whole))
-            # Coded twice: at this tiny size x264 gives other bits in one of some thirty runs.
-            assert np.abs(ours - wanted).mean((1, 2, 3)).max() < 0.5
-            assert (
-                np.abs(ours[1:] - wanted[:-1]).mean((1, 2, 3)).min() > 1.0
-            )  # not the frame before
+            truth = np.stack([frame[camera] for frame in episode.images])
+            # 40 dB; the frame before has 27. Not compared with the other data set: at this tiny
+            # size x264 gives other bits, some dB of them, in one of some thirty runs.
+            assert psnr_db(split.read_frames(number, camera), truth) > 33
 
 
 def test_nothing_is_left_of_the_parts(dataset):
