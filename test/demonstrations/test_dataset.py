@@ -158,9 +158,9 @@ def test_files_are_bounded_and_still_read(tmp_path, dataset):
     for number, episode in enumerate(dataset[1]):
         for camera in (HEAD, WRIST):
             truth = np.stack([frame[camera] for frame in episode.images])
-            # 40 dB; the frame before has 27. Not compared with the other data set: at this tiny
-            # size x264 gives other bits, some dB of them, in one of some thirty runs.
-            assert psnr_db(split.read_frames(number, camera), truth) > 33
+            # Not compared with the other data set: at this tiny size x264 gives other bits now and
+            # then, of the same quality. The frame before has 27 dB.
+            assert psnr_db(split.read_frames(number, camera), truth) > 38
 
 
 def test_nothing_is_left_of_the_parts(dataset):
