@@ -315,17 +315,16 @@ class WorkerClient:
         if self._pruner_pending:
             self._pruner_pending = False
             self._pruner_sent = self._pruner
-            self._ask(_pack(SetPruner(self._pruner)))
+            self._ask(self._child, _pack(SetPruner(self._pruner)))
         elif self._prompt_pending:
             self._prompt_pending = False
             packet = _pack(SetPrompt(self._prompt))
             if len(packet) <= MESSAGE_BYTES_MAX:  # else `submit` says it
-                self._ask(packet)
+                self._ask(self._child, packet)
 
-    def _ask(self, packet: bytes) -> None:
+    def _ask(self, child: _Child, packet: bytes) -> None:
         """Send what takes as long as a part of the start, and is answered."""
-        if self._child is not None:
-            _send(self._child.channel, packet)
+        _send(child.channel, packet)
         self._deadline = time.monotonic() + self._settings.start_timeout_s
         self._state = WorkerState.BUSY
 
