@@ -17,13 +17,11 @@ from torch import Tensor
 
 from safe_pruner_node.engine.kernels import early_votes, token_match, token_rank, token_scores
 from safe_pruner_node.engine.kernels.dependent import dependent
+from safe_pruner_node.engine.kernels.tiles import LEAST
 from safe_pruner_node.pruning import judgement, matching
 from safe_pruner_node.pruning.early import Vote
 from safe_pruner_node.pruning.judgement import Judgement
 from safe_pruner_node.pruning.selection import Selection
-
-LEAST = 16
-"""Rows, columns and depth that a tensor core's product has at least."""
 
 
 def correspond(cameras: tuple[int, ...] | None, z: Tensor, reference: Tensor) -> Tensor:

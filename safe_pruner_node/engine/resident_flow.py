@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from safe_pruner_node.engine.cuda import expert_flow as kernel
+from safe_pruner_node.engine.cuda.available import ARCH, CAPABILITY
 from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.expert_weights import (
     ExpertLayer,
@@ -46,7 +47,7 @@ def unsupported(model: Pi05) -> str | None:
         return f"device {model.device.type}, it is for CUDA"
     gpu = torch.cuda.get_device_properties(model.device)
     found, needed = gpu.multi_processor_count, kernel.PROGRAMS
-    if (gpu.major, gpu.minor) != kernel.CAPABILITY or found < needed:
+    if (gpu.major, gpu.minor) != CAPABILITY or found < needed:
         return f"{gpu.name}, it is for {needed} multiprocessors of SM 9.0"
     if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
         return "no cuda-bindings, which compile it"
@@ -154,7 +155,7 @@ class ResidentFlow:
             # NVIDIA's bindings are no requirement: only who runs this kernel imports them.
             from safe_pruner_node.engine.cuda.compile import CudaKernel  # noqa: PLC0415
 
-            source, arch = read_source(kernel.SOURCE), kernel.ARCH
+            source, arch = read_source(kernel.SOURCE), ARCH
             defines = kernel.defines(steps, horizon, self._model.config.action_dim)
             prepare = CudaKernel(source, kernel.PREPARE, arch, defines, 0)
             whole = CudaKernel(source, kernel.NAME, arch, defines, kernel.SHARED_BYTES)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from safe_pruner_node.engine.cuda.available import available
+from safe_pruner_node.engine.cuda.available import ARCH, available
 from safe_pruner_node.engine.cuda.product import (
-    ARCH,
     DEPTH,
     GATES,
     NAME,

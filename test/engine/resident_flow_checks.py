@@ -24,6 +24,7 @@ from graph_time import captured, replays_ms
 from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
+from safe_pruner_node.engine.cuda.available import ARCH
 from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.flow import DeepSettings, FlowSchedule
 from safe_pruner_node.engine.prompt import Prompt
@@ -79,7 +80,7 @@ def check_prepare(horizon=50, device="cuda"):
     flow.zeros, flow.n_zeros = zeros.data_ptr(), len(zeros) // expert_flow.WORD
     defines = expert_flow.defines(10, horizon, 32)
     source = read_source(expert_flow.SOURCE)
-    kernel = CudaKernel(source, expert_flow.PREPARE, expert_flow.ARCH, defines, 0)
+    kernel = CudaKernel(source, expert_flow.PREPARE, ARCH, defines, 0)
     kernel.launch(expert_flow.preparing(lengths, horizon), expert_flow.THREADS, flow)
     assert torch.equal(images, images_of(cache, horizon))
     assert not zeros.any()

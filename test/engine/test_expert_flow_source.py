@@ -10,6 +10,7 @@ import torch
 from image_reference import images_of, prefixes
 
 from safe_pruner_node.engine.cuda import expert_flow
+from safe_pruner_node.engine.cuda.available import ARCH
 from safe_pruner_node.engine.cuda.expert_flow import Flow, Layer, defines
 from safe_pruner_node.engine.cuda.source import read_source
 from safe_pruner_node.engine.resident_images import point_prefix
@@ -110,7 +111,7 @@ def test_it_compiles(horizon):
     pytest.importorskip("triton", reason="compiled kernels are kept where Triton keeps its own")
     from safe_pruner_node.engine.cuda.compile import compile_cubin
 
-    cubin = compile_cubin(TEXT, expert_flow.ARCH, defines(10, horizon, 32))
+    cubin = compile_cubin(TEXT, ARCH, defines(10, horizon, 32))
     assert cubin.startswith(b"\x7fELF")
     for name in (expert_flow.NAME, expert_flow.PREPARE):
         assert name.encode() in cubin
@@ -122,4 +123,4 @@ def test_what_does_not_compile_is_an_error_with_the_compiler_s_words():
     from safe_pruner_node.engine.cuda.compile import compile_cubin
 
     with pytest.raises(RuntimeError, match="static assertion failed"):
-        compile_cubin(TEXT, expert_flow.ARCH, defines(10, 65, 32))
+        compile_cubin(TEXT, ARCH, defines(10, 65, 32))

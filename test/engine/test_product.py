@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_pruner_node.engine.cuda import product
+from safe_pruner_node.engine.cuda.available import ARCH
 from safe_pruner_node.engine.cuda.product import DEPTH, After, Map, Plan, Product
 from safe_pruner_node.engine.cuda.product_plan import plan_for, plans
 from safe_pruner_node.engine.cuda.source import read_source
@@ -112,7 +113,7 @@ def test_it_compiles(plan, after):
     pytest.importorskip("triton", reason="compiled kernels are kept where Triton keeps its own")
     from safe_pruner_node.engine.cuda.compile import compile_cubin
 
-    cubin = compile_cubin(product.source(plan), product.ARCH, plan.defines(after))
+    cubin = compile_cubin(product.source(plan), ARCH, plan.defines(after))
     assert cubin.startswith(b"\x7fELF")
     assert product.NAME.encode() in cubin
 

@@ -11,7 +11,6 @@ from safe_pruner_node.pi05.config import PI05
 SOURCE = Path(__file__).with_suffix(".cu")
 NAME, PREPARE = "expert_flow", "prepare"
 """Its kernels: the flow, and what has to run before each."""
-ARCH, CAPABILITY = "sm_90a", (9, 0)
 
 PROGRAMS, SHARES, THREADS, KEYS = 128, 8, 256, 64
 CHUNK = 64

@@ -15,7 +15,6 @@ from safe_pruner_node.engine.cuda.source import read_source
 
 SOURCE = Path(__file__).with_suffix(".cu")
 NAME = "product"
-ARCH, CAPABILITY = "sm_90a", (9, 0)
 
 THREADS = 384
 DEPTH = 64
